@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * JSON values. The one place that knows the JSON library (jansson). Getters are forgiving about absence and
+ * strict about type: they return the default when the key is missing or of another type, so that hostile input
+ * needs no checks of its own before it is read.
+ */
+#ifndef FCVM_BASE_JSON_H
+#define FCVM_BASE_JSON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/cleanup.h"
+#include "base/err.h"
+
+struct fcvm_json; /* opaque; a reference-counted value */
+
+/* One complete value from (buf, size). Nesting at most 64, duplicate keys refused. -EBADMSG with the place. */
+int fcvm_json_parse(const char *buf, size_t size, struct fcvm_json **ret, struct fcvm_err *err);
+/* malloc'ed text, caller frees; indent 0: one line. NULL when out of memory. Keys in order of insertion. */
+char *fcvm_json_print(const struct fcvm_json *j, int indent);
+void fcvm_json_free(struct fcvm_json *j); /* drops one reference; NULL allowed */
+
+struct fcvm_json *fcvm_json_object(void);
+struct fcvm_json *fcvm_json_array(void);
+/* Setters copy what they are given, and return 0 or -ENOMEM (also for a string that is not UTF-8: -EINVAL). */
+int fcvm_json_set_string(struct fcvm_json *o, const char *key, const char *value);
+int fcvm_json_set_int(struct fcvm_json *o, const char *key, int64_t value);
+int fcvm_json_set_bool(struct fcvm_json *o, const char *key, bool value);
+/* Steals the reference to value, also on failure. */
+int fcvm_json_set(struct fcvm_json *o, const char *key, struct fcvm_json *value);
+int fcvm_json_append(struct fcvm_json *array, struct fcvm_json *value);
+int fcvm_json_append_string(struct fcvm_json *array, const char *value);
+
+/* Borrowed, NULL when missing or of another type; j may be NULL in all getters. */
+const char *fcvm_json_string(const struct fcvm_json *j, const char *key, const char *otherwise);
+int64_t fcvm_json_int(const struct fcvm_json *j, const char *key, int64_t otherwise);
+bool fcvm_json_bool(const struct fcvm_json *j, const char *key, bool otherwise);
+const struct fcvm_json *fcvm_json_get(const struct fcvm_json *j, const char *key); /* of any type */
+size_t fcvm_json_count(const struct fcvm_json *j);                                 /* array or object */
+const struct fcvm_json *fcvm_json_at(const struct fcvm_json *array, size_t i);
+const char *fcvm_json_text(const struct fcvm_json *j); /* of a string value itself, else NULL */
+
+FCVM_CLEANUP(struct fcvm_json, fcvm_json_free)
+
+#endif
