@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT */
+/* Whole files and folders (base/fd.h). */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/fd.h"
+
+enum { MAX_DEPTH = 512 }; /* one descriptor each while a tree is removed */
+
+void fcvm_random(void *buf, size_t size)
+{
+	char *at = buf;
+
+	while (size > 0) {
+		ssize_t n = getrandom(at, size, 0);
+
+		if (n < 0)
+			continue; /* EINTR: getrandom has no other failure with these arguments */
+		at += n;
+		size -= n;
+	}
+}
+
+char *fcvm_asprintf(const char *fmt, ...)
+{
+	char *s = NULL;
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vasprintf(&s, fmt, ap) < 0)
+		s = NULL;
+	va_end(ap);
+	return s;
+}
+
+int fcvm_file_read(int dirfd, const char *path, size_t max, char **ret, size_t *ret_size)
+{
+	_cleanup_close_ int fd = -1;
+	_cleanup_free_ char *data = NULL;
+	size_t size = 0, room = 4096;
+
+	fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	for (;;) {
+		ssize_t n;
+		char *bigger = realloc(data, room + 1);
+
+		if (!bigger)
+			return -ENOMEM;
+		data = bigger;
+		n = read(fd, data + size, room - size);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		size += n;
+		if (size > max)
+			return -EFBIG;
+		if (size == room)
+			room *= 2;
+	}
+	data[size] = 0;
+	*ret = fcvm_steal_ptr(data);
+	if (ret_size)
+		*ret_size = size;
+	return 0;
+}
+
+int fcvm_file_replace(int dirfd, const char *name, const void *data, size_t size, mode_t mode, bool sync)
+{
+	_cleanup_close_ int fd = -1;
+	_cleanup_free_ char *temporary = NULL;
+	unsigned tag;
+	int r;
+
+	fcvm_random(&tag, sizeof tag);
+	temporary = fcvm_asprintf("%s.tmp.%08x", name, tag);
+	if (!temporary)
+		return -ENOMEM;
+	fd = openat(dirfd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+	if (fd < 0)
+		return -errno;
+	r = fcvm_fd_write_full(fd, data, size);
+	if (r == 0 && sync && fsync(fd) < 0)
+		r = -errno;
+	if (r == 0 && renameat(dirfd, temporary, dirfd, name) < 0)
+		r = -errno;
+	if (r < 0)
+		unlinkat(dirfd, temporary, 0);
+	else if (sync && dirfd >= 0)
+		fsync(dirfd);
+	return r;
+}
+
+int fcvm_dir_make(const char *path, mode_t mode)
+{
+	_cleanup_free_ char *copy = strdup(path);
+	struct stat st;
+	char *slash;
+
+	if (!copy)
+		return -ENOMEM;
+	for (slash = copy + 1; *copy && (slash = strchr(slash, '/')); slash++) {
+		*slash = 0;
+		if (mkdir(copy, mode) < 0 && errno != EEXIST)
+			return -errno;
+		*slash = '/';
+	}
+	if (mkdir(copy, mode) == 0)
+		return 0;
+	if (errno != EEXIST)
+		return -errno;
+	return stat(copy, &st) < 0 ? -errno : S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
+}
+
+/* Empties the folder fd (closed here). */
+static int empty_dir(int fd, dev_t device, unsigned depth);
+
+static int remove_entry(int dirfd, const char *name, dev_t device, unsigned depth)
+{
+	struct stat st;
+	int fd, r;
+
+	if (unlinkat(dirfd, name, 0) == 0 || errno == ENOENT)
+		return 0;
+	if (errno != EISDIR && errno != EPERM)
+		return -errno;
+	fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0 || st.st_dev != device || depth == 0) {
+		fcvm_close(fd);
+		return depth == 0 ? -ELOOP : -EXDEV;
+	}
+	r = empty_dir(fd, device, depth - 1);
+	if (unlinkat(dirfd, name, AT_REMOVEDIR) < 0 && errno != ENOENT && r == 0)
+		r = -errno;
+	return r;
+}
+
+static int empty_dir(int fd, dev_t device, unsigned depth)
+{
+	_cleanup_closedir_ DIR *dir = fdopendir(fd);
+	struct dirent *e;
+	int first = 0;
+
+	if (!dir) {
+		fcvm_close(fd);
+		return -ENOMEM;
+	}
+	fchmod(fd, 0700);
+	while ((e = readdir(dir))) {
+		int r;
+
+		if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+			continue;
+		r = remove_entry(dirfd(dir), e->d_name, device, depth);
+		if (r < 0 && first == 0)
+			first = r;
+	}
+	return first;
+}
+
+int fcvm_tree_remove(int dirfd, const char *name)
+{
+	struct stat st;
+
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	return remove_entry(dirfd, name, st.st_dev, MAX_DEPTH);
+}
