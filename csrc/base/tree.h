@@ -8,7 +8,8 @@
  * The stream ends with an entry of type FCVM_TREE_END. Sockets are skipped.
  *
  * Unpacking treats the stream as hostile: names are checked, parents are opened beneath the destination without
- * following symlinks, set-id bits are dropped unless keep_owner is set.
+ * following symlinks, set-id bits are dropped unless keep_owner is set. Entries come depth first, each folder
+ * before what it holds.
  */
 #ifndef FCVM_BASE_TREE_H
 #define FCVM_BASE_TREE_H
@@ -24,7 +25,7 @@ enum fcvm_tree_type {
 	FCVM_TREE_DIR = 2,
 	FCVM_TREE_SYMLINK = 3,
 	FCVM_TREE_FIFO = 4,
-	FCVM_TREE_DEVICE = 5, /* char or block, told by mode; needs privilege to unpack */
+	FCVM_TREE_DEVICE = 5, /* char or block, told by mode; unpacked only with keep_owner and privilege */
 };
 
 struct fcvm_tree_entry {
@@ -41,13 +42,17 @@ struct fcvm_tree_entry {
 };
 _Static_assert(sizeof(struct fcvm_tree_entry) == 40, "on the wire");
 
-/* Packs `path` (a symlink as such; its own name is not sent) into fd, blocking. */
+/*
+ * Packs `path` (a symlink as such; its own name is not sent) into fd, blocking. A receiver that has gone is -EPIPE
+ * on a socket; on a pipe it also raises SIGPIPE, as write(2) does.
+ */
 int fcvm_tree_pack(int fd, const char *path, struct fcvm_err *err);
 
 /*
  * Unpacks from fd to `path`, blocking. If the stream's root is a folder, path is made or merged into; if a file,
  * path is the file (written as path.fcvm-XXXXXX and renamed) or, if path is an existing folder and base_name is
- * not NULL, path/base_name. On failure what is half written is removed.
+ * not NULL, path/base_name. On failure what is half written is removed. Folders that were there keep their owner,
+ * mode and time; files that were there are replaced.
  */
 int fcvm_tree_unpack(int fd, const char *path, const char *base_name, bool keep_owner, struct fcvm_err *err);
 
