@@ -16,7 +16,7 @@
 
 struct fcvm_json; /* opaque; a reference-counted value */
 
-/* One complete value from (buf, size). Nesting at most 64, duplicate keys refused. -EBADMSG with the place. */
+/* One complete value from (buf, size). Nesting at most 64, duplicate keys and NULs refused. -EBADMSG with the place. */
 int fcvm_json_parse(const char *buf, size_t size, struct fcvm_json **ret, struct fcvm_err *err);
 /* malloc'ed text, caller frees; indent 0: one line. NULL when out of memory. Keys in order of insertion. */
 char *fcvm_json_print(const struct fcvm_json *j, int indent);
