@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT */
+/* Files and memory of the local node. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "node/node_private.h"
+
+int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
+	char **ret, size_t *ret_size, struct fcvm_err *err)
+{
+	int k = fcvm_file_read(AT_FDCWD, path, max, ret, ret_size);
+
+	if (k == -EFBIG)
+		return fcvm_fail(err, k, "local: read %s: it has more than %zu bytes", path, max);
+	return k < 0 ? fcvm_fail_errno(err, k, "local: read %s", path) : 0;
+}
+
+int fcvm_local_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
+	const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int k = fcvm_file_replace(AT_FDCWD, path, data, size, mode & 07777, false);
+
+	/* The umask is this process's, not the file's. */
+	if (k == 0 && chmod(path, mode & 07777) < 0)
+		k = -errno;
+	return k < 0 ? fcvm_fail_errno(err, k, "local: write %s", path) : 0;
+}
+
+int fcvm_local_stat(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
+	struct fcvm_node_stat *ret, struct fcvm_err *err)
+{
+	struct stat st;
+
+	if (lstat(path, &st) < 0)
+		return fcvm_fail_errno(err, -errno, "local: stat %s", path);
+	*ret = (struct fcvm_node_stat){
+		.size = st.st_size,
+		.mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec,
+		.mode = st.st_mode,
+		.uid = st.st_uid,
+		.gid = st.st_gid,
+	};
+	return 0;
+}
+
+int fcvm_local_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool parents, bool lease,
+	const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int k = 0;
+
+	if (mkdir(path, mode & 07777) == 0)
+		k = chmod(path, mode & 07777) < 0 ? -errno : 0; /* umask or not */
+	else
+		k = parents ? fcvm_dir_make(path, mode & 07777) : -errno;
+	if (k == 0 && lease)
+		k = fcvm_local_lease(n, path);
+	return k < 0 ? fcvm_fail_errno(err, k, "local: mkdir %s", path) : 0;
+}
+
+int fcvm_local_rename(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	if (rename(from, to) < 0)
+		return fcvm_fail_errno(err, -errno, "local: rename %s to %s", from, to);
+	return 0;
+}
+
+int fcvm_local_remove(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	int k = fcvm_tree_remove(AT_FDCWD, path);
+
+	return k < 0 ? fcvm_fail_errno(err, k, "local: remove %s", path) : 0;
+}
+
+static int reflink(const char *from, const char *to)
+{
+	_cleanup_close_ int in = -1;
+	_cleanup_close_ int out = -1;
+	struct stat st;
+	int k = 0;
+
+	in = open(from, O_RDONLY | O_CLOEXEC);
+	if (in < 0 || fstat(in, &st) < 0)
+		return -errno;
+	out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 0777);
+	if (out < 0)
+		return -errno;
+	if (ioctl(out, FICLONE, in) < 0) {
+		/* The kernel has several words for "this file system cannot". */
+		k = errno == ENOTTY || errno == EINVAL || errno == EXDEV ? -EOPNOTSUPP : -errno;
+		unlink(to);
+	}
+	return k;
+}
+
+int fcvm_local_reflink(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	int k = reflink(from, to);
+
+	return k < 0 ? fcvm_fail_errno(err, k, "local: reflink %s to %s", from, to) : 0;
+}
+
+/* ---- what the node is ---- */
+
+static uint64_t memory_available(void)
+{
+	_cleanup_free_ char *text = NULL;
+	const char *at;
+
+	if (fcvm_file_read(AT_FDCWD, "/proc/meminfo", 64 * 1024, &text, NULL) < 0)
+		return 0;
+	at = strstr(text, "MemAvailable:");
+	return at ? strtoull(at + strlen("MemAvailable:"), NULL, 10) * 1024 : 0;
+}
+
+int fcvm_local_info(struct fcvm_node *n, const struct fcvm_until *until, struct fcvm_node_info *ret,
+	struct fcvm_err *err)
+{
+	struct timespec up;
+	struct sysinfo si;
+
+	if (sysinfo(&si) < 0)
+		return fcvm_fail_errno(err, -errno, "local: sysinfo");
+	clock_gettime(CLOCK_BOOTTIME, &up);
+	*ret = (struct fcvm_node_info){
+		.uptime_ns = up.tv_sec * 1000000000ll + up.tv_nsec,
+		.realtime_ns = fcvm_realtime_ns(),
+		.memory_total = (uint64_t)si.totalram * si.mem_unit,
+		.memory_available = memory_available(),
+		.processors = sysconf(_SC_NPROCESSORS_ONLN),
+		.version = FCVM_VERSION,
+	};
+	gethostname(ret->hostname, sizeof ret->hostname - 1);
+	return 0;
+}

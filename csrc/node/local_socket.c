@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: MIT */
+/* Sockets on the local node. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "node/node_private.h"
+
+struct address {
+	union {
+		struct sockaddr any;
+		struct sockaddr_un un;
+		struct sockaddr_in in;
+		struct sockaddr_in6 in6;
+	};
+	socklen_t size;
+	int dirfd; /* the folder of a path that does not fit a sockaddr_un; -1 */
+};
+
+static int parse_tcp(const char *text, struct address *ret)
+{
+	const char *colon = strrchr(text, ':');
+	char host[64];
+	size_t size;
+	char *end;
+	long port;
+
+	if (!colon || colon[1] < '0' || colon[1] > '9')
+		return -EINVAL;
+	port = strtol(colon + 1, &end, 10);
+	size = colon - text;
+	if (*end || port > 65535 || size >= sizeof host)
+		return -EINVAL;
+	if (size > 1 && text[0] == '[' && text[size - 1] == ']') {
+		text++;
+		size -= 2;
+	}
+	memcpy(host, text, size);
+	host[size] = 0;
+	if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, &ret->in.sin_addr) == 1) {
+		ret->in.sin_family = AF_INET;
+		ret->in.sin_port = htons(port);
+		ret->size = sizeof ret->in;
+		return 0;
+	}
+	if (inet_pton(AF_INET6, host, &ret->in6.sin6_addr) != 1)
+		return -EINVAL;
+	ret->in6.sin6_family = AF_INET6;
+	ret->in6.sin6_port = htons(port);
+	ret->size = sizeof ret->in6;
+	return 0;
+}
+
+/* A sockaddr_un holds 107 bytes; a longer path is named by way of its folder's descriptor. */
+static int parse_unix(const char *path, struct address *ret)
+{
+	_cleanup_free_ char *folder = NULL;
+	const char *slash = strrchr(path, '/');
+	int n;
+
+	ret->un.sun_family = AF_UNIX;
+	ret->size = sizeof ret->un;
+	if (!path[0])
+		return -EINVAL;
+	if (strlen(path) < sizeof ret->un.sun_path) {
+		strcpy(ret->un.sun_path, path);
+		return 0;
+	}
+	folder = slash ? strndup(path, slash - path + 1) : strdup(".");
+	if (!folder)
+		return -ENOMEM;
+	ret->dirfd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (ret->dirfd < 0)
+		return -errno;
+	n = snprintf(ret->un.sun_path, sizeof ret->un.sun_path, "/proc/self/fd/%d/%s", ret->dirfd,
+		slash ? slash + 1 : path);
+	return n < (int)sizeof ret->un.sun_path ? 0 : -ENAMETOOLONG;
+}
+
+static void address_done(struct address *a)
+{
+	fcvm_close(a->dirfd);
+}
+
+/* The address and a socket for it, non-blocking. fd or -errno, with the message. */
+static int make_socket(const char *verb, const char *text, struct address *ret, struct fcvm_err *err)
+{
+	int one = 1, fd = -1, k = -EINVAL;
+
+	*ret = (struct address){.dirfd = -1};
+	if (strncmp(text, "tcp:", 4) == 0)
+		k = parse_tcp(text + 4, ret);
+	else if (strncmp(text, "unix:", 5) == 0)
+		k = parse_unix(text + 5, ret);
+	if (k == 0) {
+		fd = socket(ret->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		k = fd < 0 ? -errno : fd;
+	}
+	if (k == -EINVAL)
+		return fcvm_fail(err, k, "local: %s %s: want unix:/path or tcp:ADDRESS:PORT", verb, text);
+	if (k < 0)
+		return fcvm_fail_errno(err, k, "local: %s %s", verb, text);
+	if (ret->any.sa_family != AF_UNIX)
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+	return fd;
+}
+
+/* ---- connect ---- */
+
+static int await_connected(int fd, const struct fcvm_until *until)
+{
+	struct pollfd p = {.fd = fd, .events = POLLOUT};
+	socklen_t size = sizeof(int);
+	int code = 0;
+	int k = fcvm_until_poll(until, &p, 1);
+
+	if (k < 0)
+		return k;
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &size) < 0)
+		return -errno;
+	return -code;
+}
+
+/* A Unix listener whose backlog is full cannot be polled for: only a blocking connect waits in its queue. */
+static int connect_full(int fd, const struct address *a, const struct fcvm_until *until)
+{
+	const struct timeval slice = {.tv_usec = 50 * 1000};
+	int k = fcvm_fd_nonblock(fd, false);
+
+	if (k < 0)
+		return k;
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &slice, sizeof slice);
+	while (connect(fd, &a->any, a->size) < 0) {
+		struct fcvm_until now = fcvm_until_sooner(until, 0);
+
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+		k = fcvm_until_poll(&now, NULL, 0);
+		if (k == -ECANCELED || fcvm_until_left_ms(until) == 0)
+			return k;
+	}
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){0}, sizeof slice);
+	return fcvm_fd_nonblock(fd, true);
+}
+
+int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until, int *ret_fd,
+	struct fcvm_err *err)
+{
+	_cleanup_(address_done) struct address a;
+	_cleanup_close_ int fd = make_socket("connect to", address, &a, err);
+	int k = 0;
+
+	if (fd < 0)
+		return fd;
+	if (connect(fd, &a.any, a.size) < 0) {
+		k = -errno;
+		if (k == -EINPROGRESS || k == -EINTR)
+			k = await_connected(fd, until);
+		else if (k == -EAGAIN)
+			k = connect_full(fd, &a, until);
+	}
+	if (k < 0)
+		return fcvm_fail_errno(err, k, "local: connect to %s", address);
+	*ret_fd = fcvm_steal_fd(fd);
+	return 0;
+}
+
+/* ---- listen ---- */
+
+struct local_listener {
+	struct fcvm_listener l;
+	int fd;
+	bool is_unix;
+};
+
+static int local_accept(struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd,
+	struct fcvm_err *err)
+{
+	struct pollfd p = {.fd = ((struct local_listener *)l)->fd, .events = POLLIN};
+
+	for (;;) {
+		int fd = accept4(p.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		int k = -errno;
+
+		if (fd >= 0) {
+			*ret_fd = fd;
+			return 0;
+		}
+		if (k == -EAGAIN)
+			k = fcvm_until_poll(until, &p, 1);
+		else if (k == -EINTR || k == -ECONNABORTED)
+			k = 0;
+		if (k < 0)
+			return fcvm_fail_errno(err, k, "local: accept on %s", l->address);
+	}
+}
+
+static void local_listener_free(struct fcvm_listener *l)
+{
+	struct local_listener *ll = (struct local_listener *)l;
+
+	if (ll->is_unix)
+		unlink(l->address + strlen("unix:"));
+	fcvm_close(ll->fd);
+}
+
+static int bind_and_listen(int fd, const struct address *a)
+{
+	int one = 1;
+
+	/* A Unix socket's file takes its mode from the socket's own: nobody else can connect even at first. */
+	if (a->any.sa_family == AF_UNIX)
+		fchmod(fd, 0600);
+	else
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	return bind(fd, &a->any, a->size) < 0 || listen(fd, 128) < 0 ? -errno : 0;
+}
+
+int fcvm_local_listen(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
+	struct fcvm_listener **ret, struct fcvm_err *err)
+{
+	_cleanup_(address_done) struct address a;
+	_cleanup_close_ int fd = make_socket("listen on", address, &a, err);
+	struct local_listener *ll;
+	int k;
+
+	if (fd < 0)
+		return fd;
+	ll = calloc(1, sizeof *ll);
+	if (ll)
+		ll->l.address = strdup(address);
+	k = ll && ll->l.address ? bind_and_listen(fd, &a) : -ENOMEM;
+	if (k < 0) {
+		if (ll)
+			free(ll->l.address);
+		free(ll);
+		return fcvm_fail_errno(err, k, "local: listen on %s", address);
+	}
+	ll->l.accept = local_accept;
+	ll->l.free = local_listener_free;
+	ll->l.node = fcvm_node_ref(n);
+	ll->fd = fcvm_steal_fd(fd);
+	ll->is_unix = a.any.sa_family == AF_UNIX;
+	*ret = &ll->l;
+	return 0;
+}
