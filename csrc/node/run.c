@@ -27,7 +27,7 @@ static int collect(struct fcvm_sink *s, const void *data, size_t size, struct fc
 		c->truncated = true;
 		size = room;
 	}
-	if (fcvm_buf_append(&c->buf, data, size) < 0)
+	if (size > 0 && fcvm_buf_append(&c->buf, data, size) < 0)
 		return fcvm_fail_errno(err, -ENOMEM, "collect output");
 	return 0;
 }

@@ -364,7 +364,7 @@ static void obey_result(struct fcvm_stream *s, const struct fcvm_wire_header *h,
 				(unsigned)s->id);
 		return;
 	}
-	if (fcvm_buf_append(&s->reply, payload, h->length) < 0) {
+	if (h->length > 0 && fcvm_buf_append(&s->reply, payload, h->length) < 0) {
 		fcvm_link_end_locked(s->link, -ENOMEM, "out of memory");
 		return;
 	}
