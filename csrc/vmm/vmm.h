@@ -78,6 +78,9 @@ struct vmm_ops {
 	/* The byte stream to the guest's agent: a descriptor for the caller. Once per boot or restore. */
 	int (*carrier)(struct vmm *v, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
 
+	/* A waiting VMM has got its clone's name, for messages. */
+	void (*rename)(struct vmm *v, const char *name);
+
 	pid_t (*pid)(const struct vmm *v);
 	int (*exit_fd)(const struct vmm *v); /* readable once it has ended; borrowed */
 	int (*wait_exit)(struct vmm *v, const struct fcvm_until *until, struct fcvm_exit *ret, struct fcvm_err *err);

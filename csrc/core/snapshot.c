@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: MIT */
+/* Snapshots: taken of a VM, published, opened by name. */
+#include "core/snapshot.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+
+enum { DEFAULT_SNAPSHOT_MS = 60000 };
+
+/* ---- saving a VM into a folder ---- */
+
+/* From here on nothing is in flight on the link, so that the snapshot holds it at a frame's boundary. */
+static int quiesce(struct fcvm_vm *vm, bool running, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = running ? fcvm_node_freeze(vm->agent, until, err) : 0;
+
+	if (r == 0 && running) {
+		r = vm->with.driver->pause(vm->vmm, until, err);
+		if (r < 0)
+			fcvm_node_thaw(vm->agent, until, NULL);
+	}
+	return r;
+}
+
+static int go_on(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = vm->with.driver->resume(vm->vmm, until, err);
+
+	return r < 0 ? r : fcvm_node_thaw(vm->agent, until, err);
+}
+
+int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
+	double *ret_downtime_ms, struct fcvm_err *err)
+{
+	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", dir);
+	_cleanup_free_ char *state = fcvm_asprintf("%s/state", dir);
+	struct fcvm_manifest m = vm_manifest(vm);
+	bool running = vm->state != FCVM_VM_PAUSED;
+	int64_t from, resumed = 0;
+	int r, r2 = 0;
+
+	if (!memory || !state)
+		return fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
+	r = vm->with.driver->prepare_save(vm->vmm, memory, until, err);
+	if (r == 0)
+		r = quiesce(vm, running, until, err);
+	if (r < 0)
+		return r;
+	from = fcvm_now_ns();
+	r = vm->with.driver->save(vm->vmm, state, memory, until, err);
+	/* A source that goes on does so before the manifest is written: that needs nothing of it. */
+	if (running && (r < 0 || !stop)) {
+		r2 = go_on(vm, until, r < 0 ? NULL : err);
+		resumed = fcvm_now_ns();
+	}
+	if (r == 0 && r2 == 0)
+		r = fcvm_manifest_write(dir, &m, false, err);
+	if (ret_pause_ms)
+		*ret_pause_ms = (fcvm_now_ns() - from) / 1e6;
+	if (ret_downtime_ms)
+		*ret_downtime_ms = resumed ? (resumed - from) / 1e6 : 0;
+	return r < 0 ? r : r2;
+}
+
+/* ---- handles ---- */
+
+static int copy_manifest(struct fcvm_manifest *to, const struct fcvm_manifest *from)
+{
+	*to = *from;
+	to->driver = strdup(from->driver);
+	to->version = strdup(from->version);
+	to->accel = strdup(from->accel);
+	to->machine = strdup(from->machine);
+	to->image = strdup(from->image);
+	to->kernel = strdup(from->kernel);
+	to->agent = strdup(from->agent);
+	to->vm_name = strdup(from->vm_name);
+	to->host_cpu = strdup(from->host_cpu);
+	return to->driver && to->version && to->accel && to->machine && to->image && to->kernel && to->agent &&
+		to->vm_name && to->host_cpu ? 0 : -ENOMEM;
+}
+
+static int snapshot_new(struct fcvm_snapshot **ret, const char *name, struct fcvm_err *err)
+{
+	struct fcvm_snapshot *s = calloc(1, sizeof *s);
+	int r = s ? 0 : -ENOMEM;
+
+	if (s) {
+		pthread_mutex_init(&s->lock, NULL);
+		s->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+		s->hold = -1;
+		s->name = strdup(name ? name : "");
+		r = s->name ? runtime_get(&s->rt, err) : -ENOMEM;
+	}
+	if (r < 0) {
+		fcvm_snapshot_free(s);
+		return r == -ENOMEM ? fcvm_fail_errno(err, r, "snapshot") : r;
+	}
+	*ret = s;
+	return 0;
+}
+
+void fcvm_snapshot_free(struct fcvm_snapshot *s)
+{
+	if (!s)
+		return;
+	if (s->rt) {
+		snapshot_end_waiting(s);
+		fcvm_lease_done(runtime_store(s->rt), &s->lease);
+	}
+	fcvm_close(s->hold);
+	fcvm_manifest_done(&s->manifest);
+	free(s->name);
+	free(s->dir);
+	pthread_mutex_destroy(&s->lock);
+	runtime_put(s->rt);
+	free(s);
+}
+
+void fcvm_snapshot_get_info(struct fcvm_snapshot *s, struct fcvm_snapshot_info *ret)
+{
+	pthread_mutex_lock(&s->lock);
+	*ret = (struct fcvm_snapshot_info){
+		.id = s->name[0] ? s->name : s->lease.id,
+		.name = s->name,
+		.dir = s->dir,
+		.memory = s->manifest.memory,
+		.vcpus = s->manifest.vcpus,
+		.pause_ms = s->pause_ms,
+		.downtime_ms = s->downtime_ms,
+		.waiting = s->nwaiting,
+	};
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- taking ---- */
+
+/* Moves what was saved into the data folder, under its name. */
+static int keep(struct fcvm_snapshot *s, struct fcvm_err *err)
+{
+	struct fcvm_store *store = runtime_store(s->rt);
+	char *dir;
+	int r = fcvm_snapshot_publish(store, s->lease.path, &s->manifest, "snapshots", s->name, &dir, err);
+
+	if (r < 0)
+		return r;
+	fcvm_lease_done(store, &s->lease);
+	s->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+	s->dir = dir;
+	s->hold = fcvm_snapshot_hold(dir);
+	return 0;
+}
+
+static int take(struct fcvm_vm *vm, struct fcvm_snapshot *s, bool stop, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	struct fcvm_manifest m;
+	char *taken = NULL;
+	int r;
+
+	s->with = vm->with;
+	if (s->name[0] && fcvm_snapshot_find(runtime_store(s->rt), "snapshots", s->name, &taken, NULL) == 0) {
+		free(taken);
+		return fcvm_fail(err, -EEXIST, "snapshot %s exists; remove it with 'fcvm snapshot rm %s'", s->name,
+			s->name);
+	}
+	r = fcvm_lease_new(runtime_store(s->rt), &s->lease, err);
+	if (r == 0)
+		r = vm_save(vm, s->lease.path, stop, until, &s->pause_ms, &s->downtime_ms, err);
+	if (r < 0)
+		return r;
+	m = vm_manifest(vm);
+	r = copy_manifest(&s->manifest, &m);
+	if (r < 0)
+		return fcvm_fail_errno(err, r, "%s: snapshot", vm->name);
+	if (s->name[0])
+		return keep(s, err);
+	s->dir = strdup(s->lease.path);
+	return s->dir ? 0 : fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
+}
+
+int fcvm_vm_snapshot(struct fcvm_vm *vm, const struct fcvm_snapshot_config *config, int64_t timeout_ms,
+	struct fcvm_snapshot **ret, struct fcvm_err *err)
+{
+	struct fcvm_until until = call_until(timeout_ms, DEFAULT_SNAPSHOT_MS);
+	struct fcvm_snapshot *s = NULL;
+	enum fcvm_vm_state before;
+	int r = config->name ? check_name("snapshot", config->name, err) : 0;
+
+	if (r == 0)
+		r = vm_begin(vm, 1u << FCVM_VM_RUNNING | 1u << FCVM_VM_PAUSED, "snapshot", err);
+	if (r < 0)
+		return r;
+	before = vm->state;
+	r = snapshot_new(&s, config->name, err);
+	if (r == 0)
+		r = vm_explain(vm, take(vm, s, config->stop, &until, err), "snapshot", err);
+	if (r < 0) {
+		fcvm_snapshot_free(s);
+		vm_finish(vm, before);
+		return r;
+	}
+	if (config->stop)
+		vm_tear_down(vm);
+	vm_finish(vm, config->stop ? FCVM_VM_ENDED : before);
+	*ret = s;
+	return 0;
+}
+
+/* ---- opening ---- */
+
+int fcvm_snapshot_open(struct fcvm_snapshot **ret, const char *name, struct fcvm_err *err)
+{
+	struct fcvm_snapshot *s;
+	int r = check_name("snapshot", name, err);
+
+	if (r == 0)
+		r = snapshot_new(&s, name, err);
+	if (r < 0)
+		return r;
+	r = fcvm_snapshot_find(runtime_store(s->rt), "snapshots", name, &s->dir, err);
+	if (r == 0) {
+		s->hold = fcvm_snapshot_hold(s->dir);
+		r = fcvm_manifest_read(s->dir, name, &s->manifest, err);
+	}
+	if (r == 0)
+		r = runtime_choose(s->rt, s->manifest.driver, s->manifest.accel, &s->with, err);
+	if (r == 0)
+		r = manifest_fits_choice(&s->manifest, name, &s->with, err);
+	if (r < 0) {
+		fcvm_snapshot_free(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: MIT */
+/* Starting a VM: from a kept snapshot of one like it, or by booting it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "core/vm.h"
+
+enum { DEFAULT_START_MS = 120000 };
+
+/* ---- what other processes see ---- */
+
+int vm_publish(struct fcvm_vm *vm, const char *state, struct fcvm_err *err)
+{
+	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *j = fcvm_json_object();
+	_cleanup_free_ char *text = NULL;
+	int r = -ENOMEM;
+
+	if (j) {
+		fcvm_json_set_string(j, "id", vm->lease.id);
+		fcvm_json_set_string(j, "name", vm->name);
+		fcvm_json_set_string(j, "state", state);
+		fcvm_json_set_string(j, "image", vm->image);
+		fcvm_json_set_string(j, "driver", vm->with.driver->name);
+		fcvm_json_set_string(j, "accel", vm->with.probe->accel);
+		fcvm_json_set_int(j, "memory", vm->memory);
+		fcvm_json_set_int(j, "vcpus", vm->vcpus);
+		fcvm_json_set_int(j, "pid", vm->pid);
+		fcvm_json_set_int(j, "pid_start", process_start(vm->pid));
+		fcvm_json_set_int(j, "owner", getpid());
+		fcvm_json_set_int(j, "generation", vm->generation);
+		fcvm_json_set_bool(j, "warm", vm->warm);
+		fcvm_json_set_int(j, "started",
+			(fcvm_realtime_ns() - (fcvm_now_ns() - vm->started_ns)) / 1000000000);
+		text = fcvm_json_print(j, 0);
+	}
+	if (text)
+		r = fcvm_file_replace(vm->lease.dirfd, "vm.json", text, strlen(text), 0600, false);
+	return r < 0 ? fcvm_fail_errno(err, r, "%s: write %s/vm.json", vm->name, vm->lease.path) : 0;
+}
+
+/* Sockets have short paths; the run folder may be anywhere. */
+static int listen_in(int dirfd)
+{
+	struct sockaddr_un at = {.sun_family = AF_UNIX};
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -errno;
+	snprintf(at.sun_path, sizeof at.sun_path, "/proc/self/fd/%d/agent.sock", dirfd);
+	/* Nobody but this user gets into the run folder, so the socket's own mode is of no importance. */
+	if (bind(fd, (struct sockaddr *)&at, sizeof at) < 0 || listen(fd, 64) < 0)
+		return -errno;
+	return fcvm_steal_fd(fd);
+}
+
+static int serve_others(struct fcvm_vm *vm, struct fcvm_err *err)
+{
+	int fd = listen_in(vm->lease.dirfd);
+
+	if (fd < 0)
+		return fcvm_fail_errno(err, fd, "%s: listen on %s/agent.sock", vm->name, vm->lease.path);
+	return fcvm_node_serve(vm->agent, fd, err);
+}
+
+/* ---- the agent ---- */
+
+int vm_connect_agent(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	struct fcvm_node *agent;
+	int fd = -1;
+	int r = vm->with.driver->carrier(vm->vmm, until, &fd, err);
+
+	if (r == 0)
+		r = fcvm_node_agent(&agent, runtime_node(vm->rt), fd, vm->name, generation, until, err);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&vm->lock);
+	vm->agent = agent;
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
+int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	uint8_t random[16];
+	char machine_id[33];
+	struct fcvm_identity id = {.generation = generation, .hostname = vm->name, .machine_id = machine_id};
+	int r;
+
+	fcvm_random(random, sizeof random);
+	for (unsigned i = 0; i < sizeof random; i++)
+		snprintf(machine_id + 2 * i, 3, "%02x", random[i]);
+	r = fcvm_node_identify(vm->agent, &id, until, err);
+	if (r < 0)
+		return r;
+	vm->generation = generation;
+	r = serve_others(vm, err);
+	return r < 0 ? r : vm_publish(vm, "running", err);
+}
+
+/* ---- boot ---- */
+
+int vm_set_image(struct fcvm_vm *vm, const struct fcvm_image *image, struct fcvm_err *err)
+{
+	char *name = fcvm_asprintf("%s/%s", image->name, image->key);
+
+	if (!name)
+		return fcvm_fail_errno(err, -ENOMEM, "%s: start", vm->name);
+	pthread_mutex_lock(&vm->lock);
+	free(vm->image);
+	vm->image = name;
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
+void vm_adopt(struct fcvm_vm *vm, struct vmm *vmm)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->vmm = vmm;
+	vm->pid = vm->with.driver->pid(vmm);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+static int boot(struct fcvm_vm *vm, const struct fcvm_image *image, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	_cleanup_free_ char *cmdline = fcvm_asprintf("%s %s", image->cmdline, vm->cmdline);
+	struct vmm_machine m;
+	struct vmm *vmm;
+	int r;
+
+	if (!cmdline)
+		return fcvm_fail_errno(err, -ENOMEM, "%s: boot", vm->name);
+	fcvm_say(FCVM_SAY_PROGRESS, "boot %s (%s, %s/%s)", vm->name, vm->image_name, vm->with.driver->name,
+		vm->with.probe->accel);
+	r = fcvm_lease_new(runtime_store(vm->rt), &vm->lease, err);
+	if (r < 0)
+		return r;
+	m = vm_machine(vm);
+	m.kernel = image->kernel;
+	m.initrd = image->initrd;
+	m.cmdline = cmdline;
+	r = vm->with.driver->boot(&m, vm->with.probe, until, &vmm, err);
+	if (r < 0)
+		return r;
+	vm_adopt(vm, vmm);
+	return vm_connect_agent(vm, 0, until, err);
+}
+
+/* Keeps what is needed to start the next one like it without booting. Nothing depends on its success. */
+static void keep_warm(struct fcvm_vm *vm, const char *key, const struct fcvm_until *until)
+{
+	struct fcvm_lease lease = FCVM_LEASE_INIT;
+	struct fcvm_err err = FCVM_ERR_INIT;
+	_cleanup_free_ char *dir = NULL;
+	struct fcvm_manifest m;
+	int r = fcvm_lease_new(runtime_store(vm->rt), &lease, &err);
+
+	fcvm_say(FCVM_SAY_PROGRESS, "keep a snapshot of %s for quick starts", vm->name);
+	if (r == 0)
+		r = vm_save(vm, lease.path, false, until, NULL, NULL, &err);
+	if (r == 0) {
+		m = vm_manifest(vm);
+		r = fcvm_snapshot_publish(runtime_store(vm->rt), lease.path, &m, "warm", key, &dir, &err);
+	}
+	if (r < 0)
+		fcvm_say(FCVM_SAY_WARNING, "%s: no snapshot for quick starts was kept: %s", vm->name, err.message);
+	fcvm_lease_done(runtime_store(vm->rt), &lease);
+}
+
+/* ---- warm start ---- */
+
+static void warm_key(const struct fcvm_vm *vm, const struct fcvm_image *image, char ret[static 17])
+{
+	const struct vmm_probe *p = vm->with.probe;
+	char numbers[64];
+
+	snprintf(numbers, sizeof numbers, "%llu %u", (unsigned long long)vm->memory, vm->vcpus);
+	fcvm_hash_strings(ret, "warm 1", image->key, image->cmdline, vm->cmdline, numbers, vm->with.driver->name,
+		p->version, p->accel, p->machine, host_cpu(vm->with.probe), FCVM_VERSION, NULL);
+}
+
+/* 0: started; -ENOENT: there is none that can be used; else the failure of a start that was tried. */
+static int start_warm(struct fcvm_vm *vm, const char *key, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_store *store = runtime_store(vm->rt);
+	_cleanup_free_ char *dir = NULL;
+	_cleanup_close_ int hold = -1;
+	struct fcvm_err why = FCVM_ERR_INIT;
+	struct fcvm_manifest m = {0};
+	int r = fcvm_snapshot_find(store, "warm", key, &dir, NULL);
+
+	if (r < 0)
+		return -ENOENT;
+	hold = fcvm_snapshot_hold(dir);
+	r = fcvm_manifest_read(dir, key, &m, &why);
+	if (r == 0)
+		r = manifest_fits_choice(&m, key, &vm->with, &why);
+	if (r == 0)
+		r = vm_restore(vm, dir, &m, NULL, until, &why);
+	fcvm_manifest_done(&m);
+	if (r == 0 || r == -ECANCELED) {
+		if (err && r < 0)
+			*err = why;
+		return r;
+	}
+	vm_tear_down(vm);
+	fcvm_say(FCVM_SAY_WARNING, "%s: its kept snapshot is of no use and is dropped: %s", vm->name, why.message);
+	hold = fcvm_close(hold);
+	fcvm_snapshot_remove(store, "warm", key, NULL);
+	return -ENOENT;
+}
+
+/* ---- */
+
+static int same_name(void *data, const char *id, const char *path, bool alive, const struct fcvm_json *json)
+{
+	return alive && json && strcmp(fcvm_json_string(json, "name", ""), data) == 0 ? -EEXIST : 0;
+}
+
+static int start(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_image image = {0};
+	char key[17];
+	int r = fcvm_lease_each(runtime_store(vm->rt), same_name, vm->name, err);
+
+	if (r == -EEXIST)
+		return fcvm_fail(err, r, "%s: a VM of this name is running; see 'fcvm ls'", vm->name);
+	if (r == 0)
+		r = runtime_choose(vm->rt, vm->driver_wanted, vm->accel_wanted, &vm->with, err);
+	if (r == 0)
+		r = fcvm_image_get(runtime_store(vm->rt), vm->image_name, until, &image, NULL, err);
+	if (r < 0)
+		return r;
+	r = vm_set_image(vm, &image, err);
+	warm_key(vm, &image, key);
+	vm->warm = !vm->cold;
+	if (r == 0)
+		r = vm->cold ? -ENOENT : start_warm(vm, key, until, err);
+	if (r == -ENOENT) {
+		vm->warm = false;
+		r = boot(vm, &image, until, err);
+		if (r == 0 && !vm->cold)
+			keep_warm(vm, key, until);
+		if (r == 0)
+			r = vm_identify(vm, 1, until, err);
+	}
+	fcvm_image_done(&image);
+	return r;
+}
+
+int fcvm_vm_start(struct fcvm_vm *vm, int64_t timeout_ms, struct fcvm_err *err)
+{
+	struct fcvm_until until = call_until(timeout_ms, DEFAULT_START_MS);
+	struct fcvm_err why = FCVM_ERR_INIT;
+	char tail[2048];
+	int r = vm_begin(vm, 1u << FCVM_VM_NEW, "start", err);
+
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&vm->lock);
+	vm->state = FCVM_VM_STARTING;
+	vm->started_ns = fcvm_now_ns();
+	pthread_mutex_unlock(&vm->lock);
+	r = vm_explain(vm, start(vm, &until, &why), "start", &why);
+	if (r == 0) {
+		vm_finish(vm, FCVM_VM_RUNNING);
+		return 0;
+	}
+	if (!why.detail[0] && fcvm_vm_console(vm, tail, sizeof tail) > 0)
+		fcvm_fail_detail(&why, tail, strlen(tail));
+	vm_tear_down(vm);
+	vm->pid = 0;
+	vm->started_ns = 0;
+	vm_finish(vm, FCVM_VM_NEW);
+	snprintf(why.op, sizeof why.op, "start");
+	if (err)
+		*err = why;
+	return r;
+}
