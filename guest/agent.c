@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: MIT */
+/* The agent's start, its loop, and the ways it is run (agent.h). */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fd.h"
+#include "base/tree.h"
+
+int watch_set(struct agent *a, struct watch *w, uint32_t events)
+{
+	struct epoll_event e = {.events = events | EPOLLET, .data.ptr = w};
+
+	if (epoll_ctl(a->epoll, w->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, w->fd, &e) < 0)
+		return -errno;
+	w->registered = true;
+	return 0;
+}
+
+void watch_close(struct watch *w)
+{
+	/* No other descriptor shares its open file, so closing takes it out of the epoll set. */
+	w->fd = fcvm_close(w->fd);
+	w->registered = false;
+}
+
+/* ---- signals ---- */
+
+static void on_signal(struct agent *a, struct watch *w, uint32_t events)
+{
+	struct signalfd_siginfo si;
+
+	while (read(w->fd, &si, sizeof si) == sizeof si) {
+		if (si.ssi_signo == SIGCHLD)
+			process_reap(a);
+		else if (a->init)
+			a->power = FCVM_WIRE_POWEROFF; /* ctrl-alt-del, or somebody's kill 1 */
+		else
+			a->stopping = true;
+	}
+}
+
+static int watch_signals(struct agent *a)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	a->signals.ready = on_signal;
+	a->signals.fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (a->signals.fd < 0)
+		return -errno;
+	return watch_set(a, &a->signals, EPOLLIN);
+}
+
+/* ---- the loop ---- */
+
+static bool has_work(struct agent *a)
+{
+	if (!TAILQ_EMPTY(&a->orphans))
+		return true;
+	for (unsigned i = 0; i < LINKS; i++)
+		if (a->links[i] && link_has_work(a->links[i]))
+			return true;
+	return false;
+}
+
+static void serve_links(struct agent *a)
+{
+	for (unsigned i = 0; i < LINKS; i++)
+		if (a->links[i])
+			link_receive(a->links[i]);
+	/* Only now: a link that takes over may have forgotten streams that another was waiting for. */
+	for (unsigned i = 0; i < LINKS; i++) {
+		if (!a->links[i])
+			continue;
+		stream_pump_link(a->links[i]);
+		link_flush(a->links[i]);
+	}
+}
+
+/* A result that announces the end is worth a moment, but not for ever. */
+static void power_when_told(struct agent *a)
+{
+	for (int tries = 0; tries < 100; tries++) {
+		bool waiting = false;
+
+		for (unsigned i = 0; i < LINKS; i++) {
+			if (!a->links[i] || a->links[i]->out_start == a->links[i]->out_end)
+				continue;
+			a->links[i]->blocked = false;
+			link_flush(a->links[i]);
+			waiting |= a->links[i]->out_start < a->links[i]->out_end;
+		}
+		if (!waiting)
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+	}
+	init_power(a, a->power);
+	a->power = -1;
+}
+
+static int run(struct agent *a)
+{
+	struct epoll_event events[32];
+
+	while (!a->stopping) {
+		int n = epoll_wait(a->epoll, events, sizeof events / sizeof *events,
+				has_work(a) ? 0 : -1);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		for (int i = 0; i < n; i++) {
+			struct watch *w = events[i].data.ptr;
+
+			if (w->fd >= 0)
+				w->ready(a, w, events[i].events);
+		}
+		serve_links(a);
+		stream_pump_orphans(a);
+		stream_free_dead(a);
+		if (a->power >= 0)
+			power_when_told(a);
+	}
+	return 0;
+}
+
+/* ---- the end ---- */
+
+/* Waits for the processes that were just killed, at most a second, so that nothing of ours is left behind. */
+static void reap_all(struct agent *a)
+{
+	for (int tries = 0; tries < 200; tries++) {
+		bool left = false;
+
+		process_reap(a);
+		for (unsigned i = 0; i < BUCKETS; i++) {
+			struct stream *s;
+
+			LIST_FOREACH(s, &a->by_pid[i], by_pid)
+				left |= !s->exited && s->doomed;
+		}
+		if (!left)
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = 5 * 1000 * 1000}, NULL);
+	}
+}
+
+static void agent_free(struct agent *a)
+{
+	for (unsigned i = 0; i < LINKS; i++)
+		if (a->links[i])
+			link_close(a->links[i]);
+	reap_all(a);
+	for (unsigned i = 0; i < BUCKETS; i++) {
+		struct stream *s, *next;
+
+		for (s = LIST_FIRST(&a->by_pid[i]); s; s = next) {
+			next = LIST_NEXT(s, by_pid);
+			stream_bury(s);
+		}
+	}
+	stream_free_dead(a);
+	watch_close(&a->signals);
+	fcvm_close(a->epoll);
+	free(a);
+}
+
+static struct agent *agent_new(void)
+{
+	struct agent *a = calloc(1, sizeof *a);
+
+	if (!a)
+		return NULL;
+	a->init = getpid() == 1;
+	a->power = -1;
+	a->signals.fd = -1;
+	TAILQ_INIT(&a->orphans);
+	a->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (a->epoll < 0 || watch_signals(a) < 0) {
+		agent_free(a);
+		return NULL;
+	}
+	return a;
+}
+
+/* ---- the ways it is run ---- */
+
+static int worker_done(int r, const struct fcvm_err *err)
+{
+	if (r >= 0)
+		return 0;
+	fcvm_fd_write_full(STDERR_FILENO, err->message, strlen(err->message));
+	return 1;
+}
+
+/* The tree workers (see theory of operation); -1: argv is none of theirs. */
+static int worker(int argc, char **argv)
+{
+	struct fcvm_err err = FCVM_ERR_INIT;
+
+	if (argc == 3 && strcmp(argv[1], "--pack") == 0)
+		return worker_done(fcvm_tree_pack(STDOUT_FILENO, argv[2], &err), &err);
+	if (argc == 5 && strcmp(argv[1], "--unpack") == 0)
+		return worker_done(fcvm_tree_unpack(STDIN_FILENO, argv[3], *argv[4] ? argv[4] : NULL,
+						   argv[2][0] == '1', &err),
+				&err);
+	if (argc == 3 && strcmp(argv[1], "--remove") == 0)
+		return -fcvm_tree_remove(AT_FDCWD, argv[2]);
+	return -1;
+}
+
+static int open_first_link(struct agent *a, int fd)
+{
+	if (fd >= 0) {
+		int r = fcvm_fd_nonblock(fd, true);
+
+		return r < 0 ? r : link_open(a, fd, CARRIER_FD);
+	}
+	for (;;) {
+		fd = port_open(FCVM_WIRE_PORT_NAME, 60 * 1000);
+		if (fd >= 0)
+			return link_open(a, fd, CARRIER_PORT);
+		dprintf(STDERR_FILENO, "fcvm-agent: virtio-serial port %s: %s%s\n",
+				FCVM_WIRE_PORT_NAME, strerror(-fd),
+				a->init ? "; waiting on" : "");
+		if (!a->init)
+			return fd;
+	}
+}
+
+static int serve(int fd)
+{
+	struct agent *a;
+	int r;
+
+	if (getpid() == 1)
+		init_machine();
+	a = agent_new();
+	if (!a) {
+		dprintf(STDERR_FILENO, "fcvm-agent: cannot start: %s\n", strerror(errno));
+		return 1;
+	}
+	r = open_first_link(a, fd);
+	if (r == 0) {
+		if (fd < 0)
+			dprintf(STDERR_FILENO, "fcvm-agent %s ready\n", FCVM_VERSION);
+		r = run(a);
+	}
+	if (r < 0)
+		dprintf(STDERR_FILENO, "fcvm-agent: %s\n", strerror(-r));
+	agent_free(a);
+	return r < 0;
+}
+
+static int usage(void)
+{
+	dprintf(STDERR_FILENO,
+			"fcvm-agent %s: serves programs, files and sockets of this machine over a link\n"
+			"usage: fcvm-agent [--fd N]\n"
+			"  --fd N  serve the stream on descriptor N and end with it\n"
+			"  (none)  serve the virtio-serial port %s; as PID 1 set the machine up first\n",
+			FCVM_VERSION, FCVM_WIRE_PORT_NAME);
+	return 2;
+}
+
+int main(int argc, char **argv)
+{
+	int r;
+
+	/* As PID 1 the kernel hands on what it did not understand of its command line. */
+	if (getpid() == 1)
+		return serve(-1);
+	r = worker(argc, argv);
+	if (r >= 0)
+		return r;
+	if (argc == 1)
+		return serve(-1);
+	if (argc == 2 && strcmp(argv[1], "--version") == 0)
+		return dprintf(STDOUT_FILENO, "fcvm-agent %s\n", FCVM_VERSION) < 0;
+	if (argc == 3 && strcmp(argv[1], "--fd") == 0) {
+		char *end;
+		long fd = strtol(argv[2], &end, 10);
+
+		if (*argv[2] && !*end && fd >= 0 && fd < INT_MAX)
+			return serve((int)fd);
+	}
+	return usage();
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT */
+/* The operations on files that one or two system calls do. Trees are moved by process.c. */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fd.h"
+
+static void answer(struct link *l, uint32_t id, int code, const char *what, const char *path)
+{
+	if (code < 0)
+		link_refuse(l, id, code, "%s %s: %s", what, path, strerror(-code));
+	else
+		link_result(l, id, NULL, 0);
+}
+
+static int make_dir(const char *path, mode_t mode, bool parents)
+{
+	/* fcvm_dir_make() takes an existing one; asked for without parents, that is an error. */
+	if (mkdir(path, mode) == 0)
+		return chmod(path, mode) < 0 ? -errno : 0; /* umask or not */
+	return parents ? fcvm_dir_make(path, mode) : -errno;
+}
+
+void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
+{
+	uint32_t mode = fcvm_wire_get_u32(r);
+	uint32_t flags = fcvm_wire_get_u32(r);
+	const char *path = fcvm_wire_get_string(r);
+	struct folder *f = NULL;
+	int code;
+
+	if (!fcvm_wire_reader_ok(r) || !*path)
+		return answer(l, id, -EINVAL, "mkdir", path);
+	if (flags & 2) {
+		f = malloc(sizeof *f + strlen(path) + 1);
+		if (!f)
+			return answer(l, id, -ENOMEM, "mkdir", path);
+		strcpy(f->path, path);
+	}
+	code = make_dir(path, mode & 07777, flags & 1);
+	if (code == 0 && f)
+		LIST_INSERT_HEAD(&l->folders, f, entry);
+	else
+		free(f);
+	answer(l, id, code, "mkdir", path);
+}
+
+void files_open_rename(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
+{
+	const char *from = fcvm_wire_get_string(r);
+	const char *to = fcvm_wire_get_string(r);
+
+	if (!fcvm_wire_reader_ok(r))
+		return answer(l, id, -EINVAL, "rename", from);
+	if (rename(from, to) < 0)
+		link_refuse(l, id, -errno, "rename %s to %s: %s", from, to, strerror(errno));
+	else
+		link_result(l, id, NULL, 0);
+}
+
+void files_open_stat(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
+{
+	const char *path = fcvm_wire_get_string(r);
+	struct fcvm_wire_stat out;
+	struct stat st;
+
+	if (!fcvm_wire_reader_ok(r))
+		return answer(l, id, -EINVAL, "stat", path);
+	if (lstat(path, &st) < 0)
+		return answer(l, id, -errno, "stat", path);
+	out = (struct fcvm_wire_stat){
+		.size = st.st_size,
+		.mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec,
+		.mode = st.st_mode,
+		.uid = st.st_uid,
+		.gid = st.st_gid,
+	};
+	link_result(l, id, &out, sizeof out);
+}
+
+static int reflink(const char *from, const char *to)
+{
+	_cleanup_close_ int in = -1;
+	_cleanup_close_ int out = -1;
+	struct stat st;
+	int r = 0;
+
+	in = open(from, O_RDONLY | O_CLOEXEC);
+	if (in < 0 || fstat(in, &st) < 0)
+		return -errno;
+	out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 0777);
+	if (out < 0)
+		return -errno;
+	if (ioctl(out, FICLONE, in) < 0) {
+		/* The kernel has several words for "this file system cannot". */
+		r = errno == ENOTTY || errno == EINVAL || errno == EXDEV ? -EOPNOTSUPP : -errno;
+		unlink(to);
+	}
+	return r;
+}
+
+void files_open_reflink(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
+{
+	const char *from = fcvm_wire_get_string(r);
+	const char *to = fcvm_wire_get_string(r);
+	int code = fcvm_wire_reader_ok(r) ? reflink(from, to) : -EINVAL;
+
+	if (code < 0)
+		link_refuse(l, id, code, "reflink %s to %s: %s", from, to, strerror(-code));
+	else
+		link_result(l, id, NULL, 0);
+}
+
+void files_end_lease(struct link *l, bool removed)
+{
+	struct folder *f;
+
+	while ((f = LIST_FIRST(&l->folders))) {
+		if (removed)
+			fcvm_tree_remove(AT_FDCWD, f->path);
+		LIST_REMOVE(f, entry);
+		free(f);
+	}
+}

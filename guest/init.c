@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/* What the agent does as PID 1: the machine's start and end. */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fd.h"
+
+static const struct {
+	const char *type, *where, *options;
+	unsigned long flags;
+	bool must;
+} mounts[] = {
+	{"proc", "/proc", NULL, MS_NOSUID | MS_NOEXEC | MS_NODEV, true},
+	{"sysfs", "/sys", NULL, MS_NOSUID | MS_NOEXEC | MS_NODEV, true},
+	{"devtmpfs", "/dev", "mode=0755", MS_NOSUID, true},
+	{"devpts", "/dev/pts", "gid=5,mode=0620,ptmxmode=0666", MS_NOSUID | MS_NOEXEC, false},
+	{"tmpfs", "/dev/shm", "mode=1777", MS_NOSUID | MS_NODEV, false},
+	{"tmpfs", "/run", "mode=0755", MS_NOSUID | MS_NODEV, false},
+	{"tmpfs", "/tmp", "mode=1777", MS_NOSUID | MS_NODEV, false},
+	{"cgroup2", "/sys/fs/cgroup", NULL, MS_NOSUID | MS_NOEXEC | MS_NODEV, false},
+};
+
+static void mount_all(void)
+{
+	for (unsigned i = 0; i < sizeof mounts / sizeof *mounts; i++) {
+		mkdir(mounts[i].where, 0755);
+		/* EBUSY: the kernel, or an earlier init, has done it. */
+		if (mount(mounts[i].type, mounts[i].where, mounts[i].type, mounts[i].flags,
+				mounts[i].options) < 0 &&
+			errno != EBUSY && mounts[i].must)
+			dprintf(STDERR_FILENO, "fcvm-agent: mount %s on %s: %s\n", mounts[i].type,
+				mounts[i].where, strerror(errno));
+	}
+}
+
+/* The kernel opens /dev/console for PID 1 only if the root file system has one. */
+static void open_console(void)
+{
+	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
+
+	if (fd < 0)
+		fd = open("/dev/null", O_RDWR);
+	if (fd < 0)
+		return;
+	for (int i = 0; i < 3; i++)
+		if (fd != i)
+			dup2(fd, i);
+	if (fd > 2)
+		fcvm_close(fd);
+}
+
+static int load_module(const char *path)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	const char *end = strrchr(path, '.');
+	int flags = end && strcmp(end, ".ko") != 0 ? 4 /* MODULE_INIT_COMPRESSED_FILE */ : 0;
+
+	if (fd < 0)
+		return -errno;
+	if (syscall(SYS_finit_module, fd, "", flags) < 0 && errno != EEXIST)
+		return -errno;
+	return 0;
+}
+
+static void load_modules(void)
+{
+	_cleanup_free_ char *list = NULL;
+	char *rest, *path;
+
+	if (fcvm_file_read(AT_FDCWD, "/etc/modules-load", 1024 * 1024, &list, NULL) < 0)
+		return;
+	for (rest = list; (path = strsep(&rest, "\n"));) {
+		int r;
+
+		if (!*path || *path == '#')
+			continue;
+		r = load_module(path);
+		if (r < 0)
+			dprintf(STDERR_FILENO, "fcvm-agent: load %s: %s\n", path, strerror(-r));
+	}
+}
+
+static void raise_loopback(void)
+{
+	struct ifreq ifr = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+	_cleanup_close_ int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (fd >= 0)
+		ioctl(fd, SIOCSIFFLAGS, &ifr);
+}
+
+/*
+ * Terminal signals need no care: the kernel keeps from PID 1 every signal it has no handler for. Ctrl-alt-del
+ * comes as SIGINT, which the loop takes for a wish to power off.
+ */
+void init_machine(void)
+{
+	umask(022);
+	mount_all();
+	open_console();
+	reboot(RB_DISABLE_CAD);
+	sethostname("fcvm", 4);
+	raise_loopback();
+	load_modules();
+	if (chdir("/") < 0)
+		dprintf(STDERR_FILENO, "fcvm-agent: chdir /: %s\n", strerror(errno));
+}
+
+/* ---- the end ---- */
+
+/* Reaps until nobody is left or the time is up; true: nobody is left. */
+static bool all_gone(int tries)
+{
+	while (tries-- > 0) {
+		pid_t pid;
+
+		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+			;
+		if (pid < 0 && errno == ECHILD)
+			return true;
+		nanosleep(&(struct timespec){.tv_nsec = 5 * 1000 * 1000}, NULL);
+	}
+	return false;
+}
+
+/* Some machines cannot be powered off, only reset, which their monitor takes for the end; their owner says so. */
+static bool reset_is_off(void)
+{
+	_cleanup_free_ char *line = NULL;
+
+	return fcvm_file_read(AT_FDCWD, "/proc/cmdline", 64 * 1024, &line, NULL) == 0 &&
+	       strstr(line, "fcvm.poweroff=reboot");
+}
+
+static void end_machine(int what)
+{
+	/* -1 is everybody but us. */
+	if (!all_gone(1)) {
+		kill(-1, SIGTERM);
+		if (!all_gone(400)) {
+			kill(-1, SIGKILL);
+			all_gone(100);
+		}
+	}
+	sync();
+	mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
+	if (what == FCVM_WIRE_POWEROFF && !reset_is_off())
+		reboot(RB_POWER_OFF);
+	reboot(RB_AUTOBOOT);
+	for (;;)
+		pause();
+}
+
+/* Elsewhere the machine's own init knows how. */
+static void ask_init(int what)
+{
+	const char *verb = what == FCVM_WIRE_REBOOT ? "reboot" : "poweroff";
+	struct fcvm_proc p = FCVM_PROC_INIT;
+	struct fcvm_err err = FCVM_ERR_INIT;
+	struct fcvm_proc_spec spec = {
+		.argv = (const char *[]){verb, NULL},
+		.fds = (const int[]){-1, -1, -1},
+		.nfds = 3,
+		.new_session = true,
+	};
+
+	if (fcvm_proc_spawn(&spec, &p, &err) < 0)
+		dprintf(STDERR_FILENO, "fcvm-agent: %s: %s\n", verb, err.message);
+	fcvm_proc_done(&p); /* the loop reaps it */
+}
+
+void init_power(struct agent *a, int what)
+{
+	if (a->init)
+		end_machine(what);
+	ask_init(what);
+}
