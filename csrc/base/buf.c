@@ -2,6 +2,7 @@
 #include "base/buf.h"
 
 #include <errno.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,12 +13,14 @@ void *fcvm_buf_reserve(struct fcvm_buf *b, size_t more)
 
 	if (b->capacity - b->start - b->size >= more)
 		return b->data + b->start + b->size;
-	if (b->size + more < b->size)
+	if (more > SIZE_MAX / 2 - b->size)
 		return NULL;
 	while (capacity < b->size + more)
 		capacity *= 2;
+	/* Squeezing out what was consumed makes room, but pays only if that was at least as much as is left. */
+	if (capacity == b->capacity && b->start < b->size)
+		capacity *= 2;
 	if (capacity == b->capacity) {
-		/* There is room once what was consumed is squeezed out. */
 		memmove(b->data, b->data + b->start, b->size);
 		b->start = 0;
 		return b->data + b->size;
