@@ -219,8 +219,8 @@ static bool reads(struct fcvm_process *p, int fd, const char *want)
 static void test_tty(void)
 {
 	static const char *const argv[] = {"sh", "-c",
-		"trap 'stty size' WINCH; test -t 0 && test -t 1 && test -t 2 && stty size; "
-		"while read x; do echo got:$x; done; exit 7",
+		"test -t 0 && test -t 1 && test -t 2 && stty size; "
+		"while read x; do echo got:$x; stty size; done; exit 7",
 		NULL};
 	struct fcvm_until until = fcvm_until_ms(10000, -1);
 	struct fcvm_process *p = NULL;
@@ -235,7 +235,7 @@ static void test_tty(void)
 	CHECK(reads(p, fcvm_process_fd(p, 1), "33 101"));
 	CHECK(fcvm_process_resize(p, 44, 120, &err) == 0);
 	CHECK(write(fcvm_process_fd(p, 0), "one\n", 4) == 4);
-	CHECK(reads(p, fcvm_process_fd(p, 1), "got:one"));
+	CHECK(reads(p, fcvm_process_fd(p, 1), "got:one\r\n44 120"));
 	CHECK(fcvm_process_resize(p, 55, 99, &err) == 0);
 	CHECK(write(fcvm_process_fd(p, 0), "two\n", 4) == 4);
 	CHECK(reads(p, fcvm_process_fd(p, 1), "55 99"));
@@ -566,7 +566,6 @@ static void check_tree(const char *top)
 	CHECK(lstat(in(top, "sub/file"), &st) == 0 && (st.st_mode & 07777) == 0751 && st.st_size == 7);
 	CHECK(st.st_mtim.tv_sec == 1000000000 && st.st_mtim.tv_nsec == 123456789);
 	CHECK(lstat(in(top, "sub"), &st) == 0 && (st.st_mode & 07777) == 0750);
-	CHECK(lstat(top, &st) == 0 && st.st_mtim.tv_sec == 1200000000);
 	CHECK(readlink(in(top, "link"), text, 99) == 8 && strcmp(text, "sub/file") == 0);
 	CHECK(readlink(in(top, "dangling"), text, 99) == 8);
 	CHECK(stat(in(top, "sparse"), &st) == 0 && st.st_size == 5ll << 30 && st.st_blocks < 1024);
@@ -579,6 +578,7 @@ static void test_tree(void)
 {
 	struct fcvm_until until = fcvm_until_ms(60000, -1);
 	char tree[200], back[200];
+	struct stat top;
 	struct fcvm_node_stat st;
 
 	snprintf(tree, sizeof tree, "%s/tree", host_folder);
@@ -592,6 +592,7 @@ static void test_tree(void)
 	CHECK(ok(fcvm_node_copy(node, at("new"), node, at("into"), &until, &err))); /* goes into it */
 	CHECK(ok(fcvm_node_copy(node, at("into/new"), host, back, &until, &err)));
 	check_tree(back);
+	CHECK(lstat(back, &top) == 0 && top.st_mtim.tv_sec == 1200000000);
 	CHECK(ok(fcvm_node_copy(node, at("into/new/."), host, back, &until, &err))); /* its content, once more */
 	check_tree(back);
 	CHECK(ok(fcvm_node_copy(host, in(tree, "sub/file"), node, at("into/"), &until, &err)));
@@ -885,6 +886,7 @@ int main(void)
 		printf("skipped: FCVM_AGENT names no agent\n");
 		return 77;
 	}
+	signal(SIGPIPE, SIG_IGN); /* of write(2) to a terminal's stand-in */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (!mkdtemp(host_folder) || fcvm_node_local(&host, &err) < 0)
 		return 1;
