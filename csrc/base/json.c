@@ -58,6 +58,9 @@ int fcvm_json_parse(const char *buf, size_t size, struct fcvm_json **ret, struct
 	json_error_t e;
 	json_t *j;
 
+	/* The library takes a NUL behind the value for the end. */
+	if (size > 0 && memchr(buf, 0, size))
+		return fcvm_fail(err, -EBADMSG, "JSON: a NUL in the text");
 	if (too_deep(buf, size))
 		return fcvm_fail(err, -EBADMSG, "JSON: nested more than %d deep", (int)MAX_DEPTH);
 	j = json_loadb(buf, size, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &e);

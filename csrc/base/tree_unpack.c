@@ -132,6 +132,17 @@ static int get_text(struct unpacker *u, char *to, size_t size)
 	return r;
 }
 
+/* Of a stream whose root is no folder. */
+static int expect_end(struct unpacker *u)
+{
+	struct fcvm_tree_entry e;
+	int r = get(u, &e, sizeof e);
+
+	if (r == 0 && (e.magic != 0xf5 || e.type != FCVM_TREE_END))
+		return malformed(u, "more than a file");
+	return r;
+}
+
 /* ---- attributes ---- */
 
 static mode_t mode_of(const struct unpacker *u, const struct fcvm_tree_entry *e)
@@ -241,11 +252,12 @@ static int unpack_root_dir(struct unpacker *u, const struct fcvm_tree_entry *e)
 
 static int unpack_dir(struct unpacker *u, int dirfd, const char *name, const struct fcvm_tree_entry *e)
 {
-	bool made = mkdirat(dirfd, name, 0700) == 0;
+	bool made;
 	int fd;
 
 	if (u->depth == MAX_DEPTH)
 		return fail_at(u, -ELOOP, "make folder");
+	made = mkdirat(dirfd, name, 0700) == 0;
 	if (!made && errno != EEXIST)
 		return fail_at(u, -errno, "make folder");
 	fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -288,7 +300,7 @@ static int unpack_data(struct unpacker *u, int fd, uint64_t size)
 	}
 }
 
-/* Under another name first, so that what is there stays whole until the new one is. */
+/* Under another name first, so that what is there stays whole until the new one, and a stream of one file, is. */
 static int unpack_file(struct unpacker *u, int dirfd, const char *name, const struct fcvm_tree_entry *e)
 {
 	_cleanup_free_ char *temporary = NULL;
@@ -307,6 +319,8 @@ static int unpack_file(struct unpacker *u, int dirfd, const char *name, const st
 	r = unpack_data(u, fd, e->size);
 	if (r == 0)
 		r = set_attributes(u, fd, e);
+	if (r == 0 && u->leaf)
+		r = expect_end(u);
 	if (r == 0 && renameat(dirfd, temporary, dirfd, name) < 0)
 		r = fail_at(u, -errno, "put in place");
 	if (r < 0)
@@ -452,10 +466,11 @@ static int unpack_root(struct unpacker *u, const char *base_name)
 				 strcmp(base_name, "..") == 0))
 		return fcvm_fail(u->err, -EINVAL, "unpack %s: not a file name: '%s'", u->root, base_name);
 	u->leaf = leaf_path(u->root, base_name);
-	r = u->leaf ? unpack_leaf(u, AT_FDCWD, u->leaf, &e) : fail_at(u, -ENOMEM, "make");
-	if (r == 0)
-		r = get_entry(u, &e);
-	return r == 0 && e.type != FCVM_TREE_END ? malformed(u, "more than a file") : r;
+	if (!u->leaf)
+		return fail_at(u, -ENOMEM, "make");
+	if (e.type != FCVM_TREE_FILE)
+		r = expect_end(u);
+	return r == 0 ? unpack_leaf(u, AT_FDCWD, u->leaf, &e) : r;
 }
 
 int fcvm_tree_unpack(int fd, const char *path, const char *base_name, bool keep_owner, struct fcvm_err *err)
