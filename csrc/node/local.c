@@ -117,6 +117,8 @@ int fcvm_local_reactor(struct fcvm_node *n, struct fcvm_reactor **ret, struct fc
 	return k < 0 ? fcvm_fail_errno(err, k, "local: start the reactor's thread") : 0;
 }
 
+/* Before its pidfd is closed: a child that is about to exec may hold a copy of that, and epoll would not notice.
+ * On any thread but the reactor's r may be gone afterwards. */
 static void unlist(struct reap *r)
 {
 	struct reap **at = &r->local->reaps;
@@ -143,8 +145,10 @@ static void on_end(void *data, uint64_t tag, uint32_t events)
 
 	pthread_mutex_lock(&r->local->lock);
 	if (r->listed) {
-		reap_now(&r->proc, 0);
+		struct fcvm_proc proc = r->proc;
+
 		unlist(r);
+		reap_now(&proc, 0);
 	}
 	pthread_mutex_unlock(&r->local->lock);
 }
@@ -208,13 +212,14 @@ static void end_reaps(struct local_node *local)
 {
 	pthread_mutex_lock(&local->lock);
 	while (local->reaps) {
-		struct reap *r = local->reaps;
+		struct fcvm_proc proc = local->reaps->proc;
+		bool killed = local->reaps->killed;
 
-		if (r->killed)
-			reap_now(&r->proc, 2000);
+		unlist(local->reaps);
+		if (killed)
+			reap_now(&proc, 2000);
 		else
-			fcvm_proc_done(&r->proc);
-		unlist(r);
+			fcvm_proc_done(&proc);
 	}
 	pthread_mutex_unlock(&local->lock);
 }

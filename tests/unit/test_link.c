@@ -461,6 +461,8 @@ static void test_deaf(void)
 
 /* ---- replies ---- */
 
+/* Guards the three below, and the fake's last frame. */
+static pthread_mutex_t reply_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t reply[256];
 static size_t reply_size;
 static uint32_t reply_error;
@@ -468,9 +470,33 @@ static uint32_t reply_error;
 static void reply_so(struct fake *f)
 {
 	welcome(f, FCVM_WIRE_VERSION);
-	while (take(f, 10000))
+	while (take(f, 10000)) {
+		pthread_mutex_lock(&reply_lock);
 		if (f->h.type == FCVM_WIRE_OPEN)
 			put(f, FCVM_WIRE_RESULT, 0, f->h.stream, reply, reply_size, reply_error);
+		pthread_mutex_unlock(&reply_lock);
+	}
+}
+
+static void set_reply(int byte, size_t size, uint32_t error)
+{
+	pthread_mutex_lock(&reply_lock);
+	memset(reply, byte, sizeof reply);
+	reply_size = size;
+	reply_error = error;
+	pthread_mutex_unlock(&reply_lock);
+}
+
+/* The operation of the fake's last frame, the first bytes of its payload to `first`. */
+static unsigned last_frame(struct fake *f, void *first, size_t size)
+{
+	unsigned op;
+
+	pthread_mutex_lock(&reply_lock);
+	op = f->h.arg;
+	memcpy(first, f->payload, size);
+	pthread_mutex_unlock(&reply_lock);
+	return op;
 }
 
 static void test_replies(void)
@@ -484,22 +510,19 @@ static void test_replies(void)
 
 	if (!n)
 		return;
-	reply_size = 3;
+	set_reply(0, 3, 0);
 	CHECK(fcvm_node_stat(n, "/x", NULL, &st, &err) == -EPROTO && strstr(err.message, "/x"));
-	reply_size = sizeof(struct fcvm_wire_info);
-	memset(reply, 0x9b, sizeof reply);
+	set_reply(0x9b, sizeof(struct fcvm_wire_info), 0);
 	CHECK(fcvm_node_info(n, NULL, &info, &err) == 0);
 	CHECK(info.hostname[sizeof info.hostname - 1] == 0 && info.version[sizeof info.version - 1] == 0);
 	CHECK(fcvm_node_ping(n, NULL, &err) == -EPROTO);
-	reply_size = 30;
-	reply_error = ENOENT;
-	memset(reply, '\033', 30);
+	set_reply('\033', 30, ENOENT);
 	CHECK(fcvm_node_remove(n, "/x", NULL, &err) == -ENOENT && !strchr(err.message, '\033'));
-	reply_error = UINT32_MAX;
+	set_reply('\033', 30, UINT32_MAX);
 	CHECK(fcvm_node_remove(n, "/x", NULL, &err) == -EIO);
-	reply_size = 0;
+	set_reply(0, 0, UINT32_MAX);
 	CHECK(fcvm_node_connect(n, "unix:/x", NULL, &fd, &err) == -EIO);
-	reply_error = EACCES;
+	set_reply(0, 0, EACCES);
 	CHECK(fcvm_node_get(n, "/x", NULL, &p, &err) == -EACCES && strstr(err.message, "/x"));
 	part(&f, n);
 }
@@ -509,24 +532,26 @@ static void test_identity(void)
 	static const char id[] = "0123456789abcdef0123456789abcdef";
 	static struct fake f;
 	struct fcvm_node *n = meet(&f, reply_so, 3000);
+	uint8_t payload[300];
 	struct fcvm_wire_identity head;
 	struct fcvm_wire_reader r;
 
 	if (!n)
 		return;
-	reply_size = reply_error = 0;
+	set_reply(0, 0, 0);
 	CHECK(fcvm_node_identify(n, &(struct fcvm_identity){.generation = 9, .hostname = "clone", .machine_id = id}, NULL,
 		      &err) == 0);
 	CHECK(fcvm_node_generation(n) == 9);
-	/* The call is over, and the fake waits. */
-	CHECK(f.h.arg == FCVM_WIRE_IDENTITY);
-	r = fcvm_wire_reader(f.payload, f.h.length);
+	CHECK(last_frame(&f, payload, sizeof payload) == FCVM_WIRE_IDENTITY);
+	r = fcvm_wire_reader(payload, sizeof head + 4 + sizeof "clone" + 4 + sizeof id);
 	fcvm_wire_get_bytes(&r, &head, sizeof head);
 	CHECK(head.generation == 9 && llabs((long long)(head.realtime_ns - fcvm_realtime_ns())) < 10000000000ll);
 	CHECK(strcmp(fcvm_wire_get_string(&r), "clone") == 0 && strcmp(fcvm_wire_get_string(&r), id) == 0);
 	CHECK(fcvm_wire_reader_ok(&r));
-	CHECK(fcvm_node_set_clock(n, 12345, NULL, &err) == 0 && f.h.arg == FCVM_WIRE_CLOCK && f.h.length == 8);
-	CHECK(fcvm_node_power(n, true, NULL, &err) == 0 && f.h.arg == FCVM_WIRE_POWER && f.payload[0] == 1);
+	CHECK(fcvm_node_set_clock(n, 12345, NULL, &err) == 0 && last_frame(&f, payload, 8) == FCVM_WIRE_CLOCK);
+	CHECK(payload[0] == (12345 & 0xff) && payload[1] == 12345 >> 8 && payload[7] == 0);
+	CHECK(fcvm_node_power(n, true, NULL, &err) == 0 && last_frame(&f, payload, 4) == FCVM_WIRE_POWER);
+	CHECK(payload[0] == 1);
 	part(&f, n);
 }
 
