@@ -137,8 +137,10 @@ int fcvm_snapshot_publish(struct fcvm_store *s, const char *from_dir, const stru
 		r = -EEXIST;
 	else {
 		r = make_and_rename(s, from, m, kind_fd, name, err);
-		if (r < 0 && r != -EEXIST)
-			return fcvm_fail_prefix(err, "snapshot %s", name), r;
+		if (r < 0 && r != -EEXIST) {
+			fcvm_fail_prefix(err, "snapshot %s", name);
+			return r;
+		}
 	}
 	if (r == -EEXIST && strcmp(kind, "warm") != 0)
 		return fcvm_fail(err, r, "snapshot %s exists already; remove it first, or take another name", name);

@@ -209,7 +209,8 @@ static bool look(struct places *p, const char *dir, const char *below, const cha
 
 	if (!path)
 		return false;
-	if (stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
+	/* The VMM will be made to load it, so it must be ours or the system's: a folder above may be /tmp. */
+	if (stat(path, &st) == 0 && S_ISREG(st.st_mode) && (st.st_uid == geteuid() || st.st_uid == 0)) {
 		p->found = fcvm_steal_ptr(path);
 		return true;
 	}
@@ -217,7 +218,7 @@ static bool look(struct places *p, const char *dir, const char *below, const cha
 	return false;
 }
 
-/* Beside the object (the build tree), else in libexec/fcvm of a folder above it. */
+/* Beside the object or up to two folders above (the build tree), or in libexec/fcvm of a folder above it. */
 static bool look_around(struct places *p, const char *object, const char *file)
 {
 	_cleanup_free_ char *dir = realpath(object, NULL);
@@ -230,7 +231,7 @@ static bool look_around(struct places *p, const char *object, const char *file)
 		return true;
 	for (int i = 0; i < PARENTS && (slash = strrchr(dir, '/')); i++) {
 		*slash = 0;
-		if (look(p, dir, "libexec/fcvm/", file))
+		if ((i < 2 && look(p, dir, "", file)) || look(p, dir, "libexec/fcvm/", file))
 			return true;
 	}
 	return false;

@@ -6,7 +6,8 @@
  * Data folder:                                  Run folder (mode 0700, on tmpfs where there is one):
  *   images/NAME/KEY/{kernel,initrd,image.json}    ID/lock       flock held by the owner for as long as it lives
  *   images/NAME/current -> KEY                    ID/vm.json    what fcvm ls shows
- *   kernels/VERSION/{vmlinuz,modules/...}         ID/agent.sock other processes' way to the agent
+ *   kernels/RELEASE/{vmlinuz,modules,kernel.json} ID/agent.sock other processes' way to the agent
+ *   busybox/busybox, if this machine has none     .gate         see lease.c
  *   snapshots/NAME/{manifest.json,memory,state}   ID/console.log, console.log.1
  *   warm/KEY/{manifest.json,memory,state}         ID/memory     guest RAM of a booted VM
  *   qemu/                                         ID/{manifest.json,memory,state}  an unnamed snapshot
@@ -58,10 +59,12 @@ int fcvm_store_sweep(struct fcvm_store *s, struct fcvm_json *report, struct fcvm
 struct fcvm_image {
 	char *name;
 	char *key;     /* hash of all that went into it: 16 hexadecimal digits */
+	char *release; /* the kernel's: "6.1.0-56-cloud-amd64" */
 	char *dir;     /* the rest is beneath it */
 	char *kernel;
 	char *initrd;
 	char *cmdline; /* what the image's kernel needs besides the driver's own words */
+	int hold;      /* keeps gc and removal away until fcvm_image_done; counts only if dir is set */
 };
 
 /* The current one; builds it if it is missing or its inputs (agent, busybox, kernel) have changed. Under a lock, published
