@@ -495,7 +495,6 @@ static void test_hostile(void)
 {
 	struct host *h = start();
 	uint8_t *junk = malloc(1 << 20);
-	uint32_t id;
 
 	srand(3);
 	for (unsigned round = 0; round < 5; round++) {
@@ -524,10 +523,23 @@ static void test_hostile(void)
 			take(h, 0);
 	}
 	CHECK(hello(h, 9, 0, true));
+	CHECK(said(h, sh(h, "echo fine"), "fine\n"));
+	if (!sanitised())
+		CHECK(rss_kb(h->pid) < 4 * 1024);
+	free(junk);
+	stop(h);
+}
+
+/* Well formed, but against the rules of wire.h. */
+static void test_rules(void)
+{
+	struct host *h = start();
+	uint8_t *junk = calloc(1, 65536);
+	uint32_t id;
+
 	/* More than the window: the link is out of trust until HELLO. */
 	id = spawn(h, &(struct run){0}, (const char *[]){"sleep", "1000", NULL});
 	CHECK(ok(h, id));
-	memset(junk, 1, 65536);
 	for (unsigned i = 0; i < 8; i++)
 		frame(h, FCVM_WIRE_DATA, 0, id, junk, 65536, 0);
 	id = open_op(h, FCVM_WIRE_PING, "p", 1);
@@ -700,6 +712,7 @@ int main(void)
 		{"signals", test_signals}, {"tty", test_tty}, {"channels", test_channels},
 		{"files", test_files}, {"trees", test_trees}, {"sockets", test_sockets},
 		{"takeover", test_takeover}, {"resync", test_resync}, {"hostile", test_hostile},
+		{"rules", test_rules},
 		{"never reads", test_never_reads}, {"freeze", test_freeze},
 		{"identity", test_identity}, {"exec", measure_exec},
 	};
