@@ -20,7 +20,7 @@
 
 #include "node/node.h"
 
-struct vmm; /* a driver's own begins with this (vmm_base below is its common part) */
+struct vmm; /* what it holds is the driver's affair */
 
 /* What of the host matters to a driver; found once per process and node. Strings are malloc'ed. */
 struct vmm_probe {
@@ -32,15 +32,16 @@ struct vmm_probe {
 	char *library;  /* of the driver's own, such as the preload library's path; may be NULL */
 	uint64_t tsc_khz;
 	bool file_uri;  /* qemu: the migration URI file: is known (8.2) */
-	char *const *env; /* NULL-terminated, for the VMM; may be NULL */
+	char **env;      /* NULL-terminated, for the VMM; may be NULL */
 	char *data_dir; /* qemu: -L; may be NULL */
 };
 
 struct vmm_machine {
 	struct fcvm_node *node;
 	const char *name;    /* for messages */
-	const char *dir;     /* its run folder on the node, exists; console.log and the like go there */
-	int dirfd;           /* the same as a descriptor, on the local node */
+	const char *dir;     /* its run folder on the node, exists; absolute */
+	struct fcvm_node *local; /* this host, whose reactor keeps the logs; NULL: node is it */
+	int dirfd;           /* of a folder on this host for console.log and vmm.log: dir itself if node is local */
 	uint64_t memory;     /* bytes */
 	unsigned vcpus;
 	/* boot only: */

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: MIT */
+/* The parts of the QEMU driver: finding one, its command line, its RAM, its states. */
+#ifndef FCVM_VMM_QEMU_PRIVATE_H
+#define FCVM_VMM_QEMU_PRIVATE_H
+
+#include <pthread.h>
+
+#include "vmm/preload/ram_wire.h"
+#include "vmm/qmp.h"
+#include "vmm/vmm.h"
+
+/* QEMU's descriptors. */
+enum { QEMU_QMP = 3, QEMU_AGENT = 4, QEMU_CONTROL = FCVM_RAM_CONTROL, QEMU_CHANNELS = 3 };
+
+/* ---- qemu_args.c: pure ---- */
+
+struct qemu_args {
+	char *argv[64]; /* NULL-terminated, malloc'ed */
+	char *env[40];
+	unsigned nargv, nenv;
+	int failed; /* -errno of the first addition that failed; later ones do nothing */
+};
+/* memory_path: of the RAM's file. wait: for a restore, with memory_path as the snapshot's. */
+int fcvm_qemu_args_make(struct qemu_args *a, const struct vmm_machine *m, const struct vmm_probe *p, bool wait,
+	const char *memory_path, struct fcvm_err *err);
+void fcvm_qemu_args_done(struct qemu_args *a);
+
+/* ---- qemu_probe.c ---- */
+
+int fcvm_qemu_probe(struct fcvm_node *node, const char *want, struct vmm_probe *ret, struct fcvm_err *err);
+
+/* ---- qemu_ram.c: the preload library's other end ---- */
+
+struct qemu_ram {
+	int fd;            /* non-blocking; owned */
+	int exit_fd;       /* borrowed */
+	const char *name;  /* the machine's; borrowed */
+	uint32_t id;
+	bool broken;       /* a request was given up: answers would be mixed up */
+	bool private;
+};
+/* Waits for the hello and checks it: size, version, and that RAM is private if it must be. */
+int fcvm_qemu_ram_greet(struct qemu_ram *r, uint64_t memory, bool private, const struct fcvm_until *until,
+	struct fcvm_err *err);
+/* One request. path: NULL for none. */
+int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const char *path,
+	const struct fcvm_until *until, struct fcvm_err *err);
+
+/* ---- qemu.c, qemu_state.c ---- */
+
+enum qemu_state { QEMU_STARTING, QEMU_RUNNING, QEMU_WAITING, QEMU_PAUSED, QEMU_BROKEN };
+
+/* A struct vmm. */
+struct qemu {
+	enum qemu_state state;
+	struct fcvm_node *node;   /* referenced */
+	char *name;
+	char *memory_path;        /* booted: of the file that it writes to */
+	uint64_t memory;
+	bool file_uri;
+	bool carried;             /* the carrier was taken */
+	struct fcvm_qmp *qmp;
+	struct qemu_ram ram;
+	struct fcvm_drain *console, *log;
+	struct fcvm_process *process;
+	pthread_mutex_t lock;     /* of process's end: it is collected and killed by different threads */
+	pid_t pid;
+};
+
+static inline struct qemu *qemu_of(struct vmm *v)
+{
+	return (struct qemu *)v;
+}
+
+/* Completes an error: if QEMU has ended or is about to, says how, with its last words and the console's. Returns
+ * code. */
+int fcvm_qemu_fail(struct qemu *q, int code, struct fcvm_err *err);
+
+int fcvm_qemu_setup(struct qemu *q, const struct fcvm_until *until, struct fcvm_err *err);
+int fcvm_qemu_restore(struct vmm *v, const char *state_file, const struct fcvm_until *until, struct fcvm_err *err);
+int fcvm_qemu_pause(struct vmm *v, const struct fcvm_until *until, struct fcvm_err *err);
+int fcvm_qemu_resume(struct vmm *v, const struct fcvm_until *until, struct fcvm_err *err);
+int fcvm_qemu_prepare_save(struct vmm *v, const char *memory_file, const struct fcvm_until *until,
+	struct fcvm_err *err);
+int fcvm_qemu_save(struct vmm *v, const char *state_file, const char *memory_file, const struct fcvm_until *until,
+	struct fcvm_err *err);
+
+#endif

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which QEMU there is on a node and what it can do. Asked of QEMU itself, over QMP with no machine: its version, the
+ * accelerators that are built in, the migration URIs it knows.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "store/store.h"
+#include "vmm/qemu_private.h"
+
+#define LIBRARY "libfcvm-ram.so"
+
+enum { PROBE_MS = 20000, TEXT = 64 * 1024 };
+
+static const char program[] = "qemu-system-x86_64";
+static const char remedy[] = "install qemu-system-x86, or run scripts/fetch-qemu, or set FCVM_QEMU";
+
+/* ---- where ---- */
+
+static bool readable(struct fcvm_node *node, const char *path, char **ret)
+{
+	return fcvm_node_read_file(node, path, TEXT, NULL, ret, NULL, NULL) == 0;
+}
+
+/* The lines of a file as a list; takes text. */
+static char **lines_of(char *text)
+{
+	char **list = calloc(strlen(text) / 2 + 2, sizeof *list), *save = NULL;
+	size_t n = 0;
+
+	for (char *line = list ? strtok_r(text, "\n", &save) : NULL; line; line = strtok_r(NULL, "\n", &save))
+		if (strchr(line, '='))
+			list[n++] = strdup(line);
+	free(text);
+	return list;
+}
+
+/* A folder as scripts/fetch-qemu makes it, around the binary. */
+static void look_around(struct fcvm_node *node, struct vmm_probe *p)
+{
+	_cleanup_free_ char *dir = strdup(p->binary);
+	_cleanup_free_ char *path = NULL;
+	char *text = NULL, *slash;
+
+	for (int i = 0; i < 2; i++) {
+		slash = dir ? strrchr(dir, '/') : NULL;
+		if (!slash)
+			return;
+		*slash = 0;
+	}
+	path = fcvm_asprintf("%s/env", dir);
+	if (!path || !readable(node, path, &text))
+		return;
+	p->env = lines_of(text);
+	p->data_dir = fcvm_asprintf("%s/share/qemu", dir);
+}
+
+static char *unpacked(void)
+{
+	const char *data = getenv("FCVM_DATA"), *home = getenv("HOME"), *xdg = getenv("XDG_DATA_HOME");
+	char *path = NULL;
+	struct stat st;
+
+	if (data && *data)
+		path = fcvm_asprintf("%s/qemu/bin/%s", data, program);
+	else if (xdg && *xdg)
+		path = fcvm_asprintf("%s/fcvm/qemu/bin/%s", xdg, program);
+	else if (home && *home)
+		path = fcvm_asprintf("%s/.local/share/fcvm/qemu/bin/%s", home, program);
+	if (path && stat(path, &st) < 0) {
+		free(path);
+		path = NULL;
+	}
+	return path;
+}
+
+static int find_binary(struct fcvm_node *node, struct vmm_probe *p, struct fcvm_err *err)
+{
+	const char *named = getenv("FCVM_QEMU");
+
+	if (fcvm_node_is_local(node))
+		p->binary = named && *named ? strdup(named) : unpacked();
+	if (!p->binary)
+		p->binary = strdup(program); /* looked up in the node's PATH */
+	if (!p->binary)
+		return fcvm_fail_errno(err, -ENOMEM, "find QEMU");
+	look_around(node, p);
+	return 0;
+}
+
+/* To another node it is copied (and is mapped by QEMUs there, so never written in place). */
+static int find_library(struct fcvm_node *node, struct vmm_probe *p, struct fcvm_err *err)
+{
+	_cleanup_free_ char *here = NULL;
+	_cleanup_free_ char *data = NULL;
+	size_t size;
+	int k = fcvm_store_libexec(LIBRARY, &here, err);
+
+	if (k < 0)
+		return k;
+	if (fcvm_node_is_local(node)) {
+		p->library = fcvm_steal_ptr(here);
+		return 0;
+	}
+	k = fcvm_file_read(AT_FDCWD, here, 1 << 20, &data, &size);
+	if (k < 0)
+		return fcvm_fail_errno(err, k, "read %s", here);
+	p->library = fcvm_asprintf("/run/fcvm-ram-%s-%zu.so", FCVM_VERSION, size);
+	if (!p->library)
+		return fcvm_fail_errno(err, -ENOMEM, "copy %s", here);
+	return fcvm_node_write_file(node, p->library, data, size, 0755, NULL, err);
+}
+
+/* ---- what it can do ---- */
+
+struct features {
+	bool tcg, kvm, file_uri;
+};
+
+/* The schema's type names are numbers; the transports of a migration address are the enum that has these. */
+static bool knows_file(const struct fcvm_json *schema)
+{
+	for (size_t i = 0; i < fcvm_json_count(schema); i++) {
+		const struct fcvm_json *values = fcvm_json_get(fcvm_json_at(schema, i), "values");
+		bool is_socket = false, is_exec = false, is_file = false;
+
+		for (size_t j = 0; j < fcvm_json_count(values); j++) {
+			const char *value = fcvm_json_text(fcvm_json_at(values, j));
+
+			is_socket |= value && strcmp(value, "socket") == 0;
+			is_exec |= value && strcmp(value, "exec") == 0;
+			is_file |= value && strcmp(value, "file") == 0;
+		}
+		if (is_socket && is_exec && is_file)
+			return true;
+	}
+	return false;
+}
+
+static int ask(struct fcvm_qmp *q, const struct fcvm_until *until, struct features *ret, struct fcvm_err *err)
+{
+	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *schema = NULL, *accels = NULL;
+	struct fcvm_json *arguments = fcvm_json_object();
+	const struct fcvm_json *list;
+	int k = fcvm_qmp_greet(q, until, err);
+
+	if (!arguments || fcvm_json_set_string(arguments, "implements", "accel") < 0)
+		k = k < 0 ? k : fcvm_fail_errno(err, -ENOMEM, "probe QEMU");
+	if (k == 0)
+		k = fcvm_qmp_call(q, "qom-list-types", fcvm_steal_ptr(arguments), until, &accels, err);
+	fcvm_json_free(arguments);
+	if (k == 0)
+		k = fcvm_qmp_call(q, "query-qmp-schema", NULL, until, &schema, err);
+	if (k < 0)
+		return k;
+	list = fcvm_json_get(accels, "return");
+	for (size_t i = 0; i < fcvm_json_count(list); i++) {
+		const char *name = fcvm_json_string(fcvm_json_at(list, i), "name", "");
+
+		ret->tcg |= strcmp(name, "tcg-accel") == 0;
+		ret->kvm |= strcmp(name, "kvm-accel") == 0;
+	}
+	ret->file_uri = knows_file(fcvm_json_get(schema, "return"));
+	return 0;
+}
+
+/* What it wrote to stderr, on one line. */
+static void add_stderr(struct fcvm_process *process, const char *binary, int code, struct fcvm_err *err)
+{
+	char text[1024];
+	int fd = fcvm_process_fd(process, 2);
+	struct fcvm_until soon = fcvm_until_ms(1000, -1);
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	ssize_t n;
+
+	if (fd < 0 || fcvm_until_poll(&soon, &p, 1) <= 0)
+		return;
+	n = read(fd, text, sizeof text - 1);
+	if (n <= 0)
+		return;
+	text[n] = 0;
+	text[strcspn(text, "\n")] = 0;
+	fcvm_fail(err, code, "%s does not start: %s", binary, text);
+}
+
+static int interview(struct fcvm_node *node, struct vmm_probe *p, struct features *ret, struct fcvm_err *err)
+{
+	const char *argv[24] = {p->binary};
+	unsigned n = 1;
+	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *process = NULL;
+	_cleanup_(cleanup_fcvm_qmp_free) struct fcvm_qmp *q = NULL;
+	struct fcvm_until until = fcvm_until_ms(PROBE_MS, -1);
+	struct fcvm_spawn spec = {.argv = argv, .env = (const char *const *)p->env, .null_stdin = true, .channels = 1};
+	static const char *const rest[] = {"-machine", "none", "-nodefaults", "-no-user-config", "-display", "none",
+		"-S", "-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control"};
+	int k;
+
+	if (p->data_dir) {
+		argv[n++] = "-L";
+		argv[n++] = p->data_dir;
+	}
+	for (unsigned i = 0; i < sizeof rest / sizeof *rest; i++)
+		argv[n++] = rest[i];
+	k = fcvm_node_spawn(node, &spec, &until, &process, err);
+	if (k == -ENOENT)
+		return fcvm_fail(err, k, "%s was not found: %s", p->binary, remedy);
+	if (k < 0)
+		return k;
+	k = fcvm_qmp_new(&q, fcvm_process_take_fd(process, QEMU_QMP), fcvm_process_exit_fd(process), p->binary, err);
+	if (k < 0)
+		return k;
+	k = ask(q, &until, ret, err);
+	if (k < 0) {
+		add_stderr(process, p->binary, k, err);
+		return k;
+	}
+	p->version = strdup(fcvm_qmp_version(q));
+	p->file_uri = ret->file_uri;
+	return p->version ? 0 : fcvm_fail_errno(err, -ENOMEM, "probe %s", p->binary);
+}
+
+/* ---- which accelerator ---- */
+
+/* A guest's /dev/kvm is the nested virtualisation of a VMM of ours or of hardware; the loop runs here only. */
+static int kvm_of(struct fcvm_node *node, char *why, size_t size)
+{
+	struct fcvm_node_stat st;
+	int k;
+
+	if (fcvm_node_is_local(node))
+		return fcvm_kvm_probe(why, size);
+	k = fcvm_node_stat(node, "/dev/kvm", NULL, &st, NULL);
+	snprintf(why, size, "/dev/kvm on %s: %s", fcvm_node_name(node), k < 0 ? strerror(-k) : "is there");
+	return k;
+}
+
+static int choose(struct fcvm_node *node, const char *want, const struct features *f, struct vmm_probe *p,
+	struct fcvm_err *err)
+{
+	char why[200] = "asked for";
+	bool kvm = false;
+	int k = 0;
+
+	if (!want || strcmp(want, "kvm") == 0) {
+		if (f->kvm) {
+			k = kvm_of(node, why, sizeof why);
+		} else {
+			k = -EOPNOTSUPP;
+			snprintf(why, sizeof why, "%s was built without KVM", p->binary);
+		}
+		kvm = k == 0;
+	}
+	if (want && k < 0)
+		return fcvm_fail(err, k, "qemu: KVM cannot be used: %s", why);
+	if (!kvm && !f->tcg)
+		return fcvm_fail(err, -EOPNOTSUPP, "%s was built without TCG, and KVM cannot be used: %s; %s", p->binary,
+			why, remedy);
+	p->accel = strdup(kvm ? "kvm" : "tcg");
+	p->why = strdup(why);
+	p->machine = strdup(kvm ? "microvm host" : "microvm max");
+	p->tsc_khz = kvm ? 0 : fcvm_tsc_khz();
+	return p->accel && p->why && p->machine ? 0 : fcvm_fail_errno(err, -ENOMEM, "probe %s", p->binary);
+}
+
+int fcvm_qemu_probe(struct fcvm_node *node, const char *want, struct vmm_probe *ret, struct fcvm_err *err)
+{
+	struct vmm_probe p = {0};
+	struct features f = {0};
+	int k = find_binary(node, &p, err);
+
+	if (k == 0)
+		k = find_library(node, &p, err);
+	if (k == 0)
+		k = interview(node, &p, &f, err);
+	if (k == 0)
+		k = choose(node, want, &f, &p, err);
+	if (k < 0) {
+		fcvm_vmm_probe_done(&p);
+		return k;
+	}
+	*ret = p;
+	return 0;
+}

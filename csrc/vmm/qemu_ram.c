@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/* The driver's end of the control channel to the preload library (preload/ram_wire.h). */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "vmm/qemu_private.h"
+
+/* RAM is mapped before QMP answers, which was waited for: so the hello is there, or never comes. */
+enum { HELLO_MS = 1000 };
+
+/* All of it, or -errno; -ECONNRESET when QEMU has gone. */
+static int read_all(struct qemu_ram *r, void *to, size_t size, const struct fcvm_until *until)
+{
+	for (char *at = to; size > 0;) {
+		struct pollfd fds[2] = {{.fd = r->fd, .events = POLLIN}, {.fd = r->exit_fd, .events = POLLIN}};
+		ssize_t n = recv(r->fd, at, size, MSG_DONTWAIT);
+		int k;
+
+		if (n > 0) {
+			at += n;
+			size -= n;
+			continue;
+		}
+		if (n == 0)
+			return -ECONNRESET;
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return -errno;
+		k = fcvm_until_poll(until, fds, 2);
+		if (k < 0)
+			return k;
+		if (!fds[0].revents)
+			return -ECONNRESET;
+	}
+	return 0;
+}
+
+int fcvm_qemu_ram_greet(struct qemu_ram *r, uint64_t memory, bool private, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	struct fcvm_until soon = fcvm_until_sooner(until, HELLO_MS);
+	struct fcvm_ram_hello h;
+	int k = read_all(r, &h, sizeof h, &soon);
+
+	if (k == -ETIMEDOUT && fcvm_until_left_ms(until) != 0)
+		return fcvm_fail(err, -ELIBACC, "%s: QEMU has not loaded the preload library", r->name);
+	if (k < 0)
+		return fcvm_fail_errno(err, k, "%s: wait for the preload library in QEMU", r->name);
+	if (h.magic != FCVM_RAM_MAGIC || h.version != FCVM_RAM_VERSION)
+		return fcvm_fail(err, -EPROTO, "%s: the preload library in QEMU speaks version %u, not %u: "
+			"reinstall libfcvm-ram.so", r->name, h.version, FCVM_RAM_VERSION);
+	if (h.size != memory || h.mode != (private ? FCVM_RAM_IS_PRIVATE : FCVM_RAM_IS_SHARED))
+		return fcvm_fail(err, -EPROTO, "%s: QEMU maps %llu bytes of RAM in mode %u, not %llu in mode %u",
+			r->name, (unsigned long long)h.size, h.mode, (unsigned long long)memory,
+			private ? FCVM_RAM_IS_PRIVATE : FCVM_RAM_IS_SHARED);
+	r->private = private;
+	return 0;
+}
+
+static const char *doing(enum fcvm_ram_command command)
+{
+	switch (command) {
+	case FCVM_RAM_COPY:
+		return "copy the memory that it was started from to";
+	case FCVM_RAM_DIRTY:
+		return "write its changed memory to";
+	case FCVM_RAM_PRIVATE:
+		return "map its memory privately";
+	}
+	return "?";
+}
+
+int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const char *path,
+	const struct fcvm_until *until, struct fcvm_err *err)
+{
+	char message[sizeof(struct fcvm_ram_request) + FCVM_RAM_PATH];
+	struct fcvm_ram_request request = {
+		.magic = FCVM_RAM_MAGIC,
+		.command = command,
+		.id = ++r->id,
+		.path_length = path ? strlen(path) : 0,
+	};
+	struct fcvm_ram_reply reply;
+	int k = 0;
+
+	if (r->broken)
+		return fcvm_fail(err, -EPIPE, "%s: %s %s: an earlier one was given up", r->name, doing(command),
+			path ? path : "");
+	if (request.path_length >= FCVM_RAM_PATH)
+		return fcvm_fail_errno(err, -ENAMETOOLONG, "%s: %s %s", r->name, doing(command), path);
+	memcpy(message, &request, sizeof request);
+	if (path)
+		memcpy(message + sizeof request, path, request.path_length);
+	k = fcvm_fd_send_until(r->fd, message, sizeof request + request.path_length, until);
+	if (k == 0)
+		k = read_all(r, &reply, sizeof reply, until);
+	if (k == 0 && (reply.magic != FCVM_RAM_MAGIC || reply.id != request.id))
+		k = -EPROTO;
+	if (k < 0)
+		r->broken = true;
+	else if (reply.error)
+		k = reply.error > 0 && reply.error < 4096 ? -reply.error : -EPROTO;
+	if (k < 0)
+		return fcvm_fail_errno(err, k, "%s: %s %s", r->name, doing(command), path ? path : "");
+	r->private = reply.mode == FCVM_RAM_IS_PRIVATE;
+	return 0;
+}

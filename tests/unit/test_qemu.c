@@ -1,0 +1,468 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The QEMU driver on a real QEMU with a real kernel and the real agent: boot, pause, save, restore, clones that diverge,
+ * snapshots of clones, and how each failure looks. Skips without QEMU or a kernel to boot.
+ *
+ * The kernel: FCVM_TEST_DEB, else /tmp/k/linux-image-*.deb. FCVM_TEST_ACCEL: kvm or tcg.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "check.h"
+#include "vmm/vmm.h"
+
+#define MEMORY (UINT64_C(256) << 20)
+
+static const struct vmm_ops *const ops = &fcvm_vmm_qemu;
+static struct fcvm_node *local;
+static struct vmm_probe probe;
+static char top[64];
+static char kernel[128], initrd[128];
+static struct fcvm_err err;
+
+struct guest {
+	char name[24], dir[128];
+	int dirfd;
+	struct vmm *v;
+	struct fcvm_node *node;
+};
+
+#define OK(call) CHECK_ok((call), #call, __LINE__)
+
+static bool CHECK_ok(int k, const char *what, int line)
+{
+	if (k >= 0) {
+		check_passed++;
+		return true;
+	}
+	check_failed++;
+	fprintf(stderr, "test_qemu.c:%d: %s: %d: %s\n%s\n", line, what, k, err.message, err.detail);
+	return false;
+}
+
+static double ms_since(int64_t start)
+{
+	return (fcvm_now_ns() - start) / 1e6;
+}
+
+static struct fcvm_until in_ms(int ms)
+{
+	return fcvm_until_ms(ms, -1);
+}
+
+/* ---- a guest ---- */
+
+static struct vmm_machine machine_of(struct guest *g, const char *name)
+{
+	snprintf(g->name, sizeof g->name, "%s", name);
+	snprintf(g->dir, sizeof g->dir, "%s/%s", top, name);
+	mkdir(g->dir, 0700);
+	g->dirfd = open(g->dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return (struct vmm_machine){.node = local, .name = g->name, .dir = g->dir, .dirfd = g->dirfd,
+		.memory = MEMORY, .vcpus = 1};
+}
+
+static bool meet(struct guest *g, uint64_t generation)
+{
+	struct fcvm_until until = in_ms(20000);
+	char tail[4097];
+	int fd = -1;
+
+	if (!OK(ops->carrier(g->v, &until, &fd, &err)))
+		return false;
+	if (OK(fcvm_node_agent(&g->node, local, fd, g->name, generation, &until, &err)))
+		return true;
+	ops->tail(g->v, tail, sizeof tail);
+	fprintf(stderr, "%s\n", tail);
+	return false;
+}
+
+static bool boot(struct guest *g, const char *name)
+{
+	struct vmm_machine m = machine_of(g, name);
+	struct fcvm_until until = in_ms(60000);
+
+	m.kernel = kernel;
+	m.initrd = initrd;
+	m.cmdline = "rdinit=/init";
+	return OK(ops->boot(&m, &probe, &until, &g->v, &err)) && meet(g, 0);
+}
+
+static void end(struct guest *g)
+{
+	fcvm_node_unref(fcvm_steal_ptr(g->node));
+	ops->free(fcvm_steal_ptr(g->v));
+	g->dirfd = fcvm_close(g->dirfd);
+}
+
+static char *sh(struct guest *g, const char *script)
+{
+	const char *argv[] = {"/bin/busybox", "sh", "-c", script, NULL};
+	struct fcvm_spawn spec = {.argv = argv};
+	struct fcvm_until until = in_ms(60000);
+	struct fcvm_output o;
+	static char text[4096];
+
+	text[0] = 0;
+	if (!g->node || !OK(fcvm_node_exec(g->node, &spec, NULL, 0, 4000, &until, &o, &err)))
+		return text;
+	snprintf(text, sizeof text, "%s", o.out);
+	text[strcspn(text, "\n")] = 0;
+	if (o.exit.code)
+		fprintf(stderr, "%s: %s: status %d: %s\n", g->name, script, o.exit.code, o.err);
+	fcvm_output_done(&o);
+	return text;
+}
+
+/* ---- snapshots ---- */
+
+static void paths_of(const char *snapshot, char *memory, char *state)
+{
+	snprintf(memory, 160, "%s/%s.memory", top, snapshot);
+	snprintf(state, 160, "%s/%s.state", top, snapshot);
+}
+
+static bool snapshot(struct guest *g, const char *name)
+{
+	char memory[160], state[160];
+	struct fcvm_until until = in_ms(30000);
+	int64_t start = fcvm_now_ns(), paused;
+	double prepare, pause, save;
+	bool ok;
+
+	paths_of(name, memory, state);
+	ok = OK(ops->prepare_save(g->v, memory, &until, &err));
+	prepare = ms_since(start);
+	ok = ok && OK(fcvm_node_freeze(g->node, &until, &err));
+	paused = start = fcvm_now_ns();
+	ok = ok && OK(ops->pause(g->v, &until, &err));
+	pause = ms_since(start);
+	start = fcvm_now_ns();
+	ok = ok && OK(ops->save(g->v, state, memory, &until, &err));
+	save = ms_since(start);
+	ok = ok && OK(ops->resume(g->v, &until, &err));
+	printf("%s of %s: prepare %.1f ms, pause %.1f, save %.1f, pause to resumed %.1f\n", name, g->name, prepare,
+		pause, save, ms_since(paused));
+	return ok && OK(fcvm_node_thaw(g->node, &until, &err));
+}
+
+static bool clone_of(struct guest *g, const char *name, const char *snapshot)
+{
+	char memory[160], state[160];
+	struct vmm_machine m = machine_of(g, name);
+	struct fcvm_until until = in_ms(60000);
+	int64_t start = fcvm_now_ns();
+	double wait, restore, resume;
+
+	paths_of(snapshot, memory, state);
+	m.memory_file = memory;
+	if (!OK(ops->wait(&m, &probe, &until, &g->v, &err)))
+		return false;
+	wait = ms_since(start);
+	start = fcvm_now_ns();
+	if (!OK(ops->restore(g->v, state, &until, &err)))
+		return false;
+	restore = ms_since(start);
+	start = fcvm_now_ns();
+	if (!OK(ops->resume(g->v, &until, &err)))
+		return false;
+	resume = ms_since(start);
+	start = fcvm_now_ns();
+	if (!meet(g, 0))
+		return false;
+	printf("clone %s: start %.1f ms, restore %.1f, resume %.1f, agent %.1f\n", name, wait, restore, resume,
+		ms_since(start));
+	return true;
+}
+
+static uint64_t hash_of(const char *snapshot)
+{
+	char memory[160], state[160];
+	uint64_t hash = 14695981039346656037u;
+	const uint64_t *at;
+	int fd;
+
+	paths_of(snapshot, memory, state);
+	fd = open(memory, O_RDONLY | O_CLOEXEC);
+	at = mmap(NULL, MEMORY, PROT_READ, MAP_SHARED, fd, 0);
+	close(fd);
+	if (at == MAP_FAILED)
+		return 0;
+	for (size_t i = 0; i < MEMORY / sizeof *at; i++)
+		hash = (hash ^ at[i]) * 1099511628211u;
+	munmap((void *)at, MEMORY);
+	return hash;
+}
+
+/* ---- what is tested ---- */
+
+static const char dirtying[] = "dd if=/dev/urandom of=/tmp/junk bs=64k count=320 2>/dev/null; cat /tmp/who";
+
+static void say_who(struct guest *g, const char *who)
+{
+	char script[100];
+
+	snprintf(script, sizeof script, "echo %s > /tmp/who; cat /tmp/who", who);
+	CHECK(strcmp(sh(g, script), who) == 0);
+	CHECK(strcmp(sh(g, dirtying), who) == 0);
+}
+
+static void test_clones(struct guest *alpha)
+{
+	struct guest one = {.dirfd = -1}, two = {.dirfd = -1}, three = {.dirfd = -1}, four = {.dirfd = -1};
+	uint64_t first, second, third;
+
+	say_who(alpha, "alpha");
+	if (!snapshot(alpha, "first"))
+		return;
+	first = hash_of("first");
+	if (clone_of(&one, "one", "first") && clone_of(&two, "two", "first")) {
+		CHECK(strcmp(sh(&one, "cat /tmp/who"), "alpha") == 0);
+		say_who(&one, "one");
+		say_who(&two, "two");
+		say_who(alpha, "beta");
+		CHECK(strcmp(sh(&one, "cat /tmp/who"), "one") == 0);
+		CHECK(hash_of("first") == first);
+
+		/* Snapshots of a clone, and of the source, which is one by now. */
+		if (snapshot(&one, "second") && snapshot(alpha, "third")) {
+			second = hash_of("second");
+			third = hash_of("third");
+			say_who(&one, "uno");
+			CHECK(clone_of(&three, "three", "second") && clone_of(&four, "four", "third"));
+			CHECK(strcmp(sh(&three, "cat /tmp/who"), "one") == 0);
+			CHECK(strcmp(sh(&four, "cat /tmp/who"), "beta") == 0);
+			say_who(&three, "three");
+			say_who(&four, "four");
+			CHECK(strcmp(sh(&one, "cat /tmp/who"), "uno") == 0);
+			CHECK(hash_of("second") == second && hash_of("third") == third);
+			/* And once more: of the clone of the clone's snapshot. */
+			end(&two);
+			if (snapshot(&three, "fourth") && clone_of(&two, "two", "fourth"))
+				CHECK(strcmp(sh(&two, "cat /tmp/who"), "three") == 0);
+		}
+	}
+	CHECK(hash_of("first") == first);
+	end(&one);
+	end(&two);
+	end(&three);
+	end(&four);
+}
+
+static void test_states(struct guest *g)
+{
+	struct fcvm_until until = in_ms(5000);
+	int fd;
+
+	CHECK(ops->resume(g->v, &until, &err) == -EINVAL && strstr(err.message, "alpha: resume: it is running"));
+	CHECK(ops->save(g->v, "/nonexistent/state", "/nonexistent/memory", &until, &err) == -EINVAL);
+	CHECK(ops->carrier(g->v, &until, &fd, &err) == -EBUSY);
+	CHECK(ops->restore(g->v, "/nonexistent", &until, &err) == -EINVAL);
+	/* A snapshot that cannot be written leaves the VM as it was. */
+	OK(ops->pause(g->v, &until, &err));
+	CHECK(ops->save(g->v, "/nonexistent/state", "/nonexistent/memory", &until, &err) == -EIO);
+	CHECK(strstr(err.message, "alpha: ") == err.message && strstr(err.message, "/nonexistent/state"));
+	printf("as wanted: %s\n", err.message);
+	OK(ops->resume(g->v, &until, &err));
+	CHECK(strcmp(sh(g, "echo here"), "here") == 0);
+}
+
+static void test_no_way_to_rename(struct guest *g)
+{
+	char state[160], unused[160], memory[] = "/tmp/fcvm-test-memory.XXXXXX";
+	struct fcvm_until until = in_ms(30000);
+	struct stat shm, tmp;
+
+	paths_of("far", unused, state);
+	if (stat("/dev/shm", &shm) < 0 || stat("/tmp", &tmp) < 0 || shm.st_dev == tmp.st_dev)
+		return;
+	close(mkstemp(memory));
+	unlink(memory);
+	OK(ops->pause(g->v, &until, &err));
+	OK(ops->save(g->v, state, memory, &until, &err));
+	OK(ops->resume(g->v, &until, &err));
+	CHECK(stat(memory, &tmp) == 0 && (uint64_t)tmp.st_size == MEMORY && tmp.st_blocks > 1000);
+	unlink(memory);
+	CHECK(strcmp(sh(g, "echo here"), "here") == 0);
+}
+
+static void test_death(struct guest *g)
+{
+	struct fcvm_until until = in_ms(20000);
+	struct fcvm_exit e;
+	int64_t start = fcvm_now_ns();
+
+	ops->kill(g->v);
+	CHECK(ms_since(start) < 100);
+	CHECK(ops->pause(g->v, &until, &err) < 0);
+	CHECK(strstr(err.message, "signal 9 ended QEMU") && strstr(err.message, g->name) == err.message);
+	CHECK(strstr(err.detail, "Linux version") || strstr(err.detail, "fcvm-agent"));
+	CHECK(ops->resume(g->v, &until, &err) < 0);
+	CHECK(ms_since(start) < 3000);
+	OK(ops->wait_exit(g->v, &until, &e, &err));
+	CHECK(e.signal == SIGKILL);
+	printf("as wanted: %s\n", err.message);
+}
+
+static void test_bad_starts(void)
+{
+	struct guest g = {.dirfd = -1};
+	struct vmm_machine m = machine_of(&g, "bad");
+	struct fcvm_until until = in_ms(20000);
+	char memory[160], state[160];
+	int fd;
+
+	m.kernel = "/nonexistent/kernel";
+	CHECK(ops->boot(&m, &probe, &until, &g.v, &err) < 0 && !g.v);
+	CHECK(strstr(err.message, "bad: ") == err.message && strstr(err.message, "/nonexistent/kernel"));
+	printf("as wanted: %s\n", err.message);
+
+	m.memory_file = "/nonexistent/memory";
+	CHECK(ops->wait(&m, &probe, &until, &g.v, &err) == -ENOENT && access(m.memory_file, F_OK) < 0);
+	paths_of("short", memory, state);
+	fd = open(memory, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	CHECK(ftruncate(fd, MEMORY / 2) == 0);
+	m.memory_file = memory;
+	CHECK(ops->wait(&m, &probe, &until, &g.v, &err) == -EINVAL && strstr(err.message, "not its snapshot"));
+	CHECK(ftruncate(fd, MEMORY) == 0);
+	close(fd);
+	/* A state that is none: QEMU ends itself. */
+	fcvm_file_replace(AT_FDCWD, state, "garbage, garbage, garbage", 25, 0600, false);
+	if (OK(ops->wait(&m, &probe, &until, &g.v, &err))) {
+		CHECK(ops->restore(g.v, state, &until, &err) < 0 && strstr(err.message, "bad: ") == err.message);
+		printf("as wanted: %s\n", err.message);
+		CHECK(ops->resume(g.v, &until, &err) < 0);
+	}
+	end(&g);
+}
+
+/* One that never gets to its agent: the tail tells. */
+static void test_panic(void)
+{
+	struct guest g = {.dirfd = -1};
+	struct vmm_machine m = machine_of(&g, "panic");
+	struct fcvm_until until = in_ms(60000);
+	struct fcvm_exit e = {.code = -1};
+	char tail[4097];
+
+	m.kernel = kernel;
+	if (!OK(ops->boot(&m, &probe, &until, &g.v, &err)))
+		return;
+	OK(ops->wait_exit(g.v, &until, &e, &err)); /* it reboots, which ends it */
+	CHECK(e.code == 0 && e.signal == 0);
+	CHECK(ops->pause(g.v, &until, &err) < 0 && strstr(err.message, "QEMU ended with status 0"));
+	CHECK(strstr(err.detail, "Kernel panic"));
+	CHECK(ops->tail(g.v, tail, sizeof tail) > 1000 && strstr(tail, "Kernel panic"));
+	end(&g);
+}
+
+static void test_wrong_library(void)
+{
+	struct vmm_probe other = probe;
+	struct guest g = {.dirfd = -1};
+	struct vmm_machine m = machine_of(&g, "bare");
+	struct fcvm_until until = in_ms(20000);
+	char memory[160], state[160];
+
+	paths_of("short", memory, state);
+	m.memory_file = memory;
+	other.library = (char *)"/nonexistent/libfcvm-ram.so";
+	CHECK(ops->wait(&m, &other, &until, &g.v, &err) < 0 && !g.v);
+	printf("as wanted: %s\n", err.message);
+	end(&g);
+}
+
+/* ---- */
+
+static bool prepare_kernel(void)
+{
+	static const char script[] =
+		"set -e; cd \"$0\"; mkdir k i; dpkg-deb -x \"$1\" k; cp k/boot/vmlinuz-* kernel; "
+		"mkdir -p i/bin i/dev i/proc i/sys i/run i/tmp; cp \"$(command -v busybox)\" i/bin/busybox; "
+		"cp \"$2\" i/agent; for m in virtio_ring virtio virtio_mmio virtio_console; do "
+		"find k/lib -name $m.ko | xargs -I% cp % i/; done; "
+		"{ echo '#!/bin/busybox sh'; for m in virtio_ring virtio virtio_mmio virtio_console; do "
+		"echo \"/bin/busybox insmod /$m.ko\"; done; echo 'exec /agent'; } > i/init; chmod 755 i/init; "
+		"for c in sh dd cat echo; do ln -s busybox i/bin/$c; done; "
+		"cd i; find . | busybox cpio -o -H newc 2>/dev/null > ../initrd";
+	const char *deb = getenv("FCVM_TEST_DEB"), *agent = getenv("FCVM_AGENT");
+	struct fcvm_until until = in_ms(60000);
+	struct fcvm_output o = {0};
+	glob_t found = {0};
+	bool ok;
+
+	if (!deb && glob("/tmp/k/linux-image-*.deb", 0, NULL, &found) == 0)
+		deb = found.gl_pathv[0];
+	ok = deb && agent;
+	if (ok) {
+		const char *argv[] = {"/bin/sh", "-c", script, top, deb, agent, NULL};
+		struct fcvm_spawn spec = {.argv = argv};
+
+		ok = fcvm_node_exec(local, &spec, NULL, 0, 4096, &until, &o, &err) == 0 && o.exit.code == 0;
+		if (!ok)
+			fprintf(stderr, "%s\n", o.err ? o.err : err.message);
+		fcvm_output_done(&o);
+	}
+	globfree(&found);
+	snprintf(kernel, sizeof kernel, "%s/kernel", top);
+	snprintf(initrd, sizeof initrd, "%s/initrd", top);
+	return ok;
+}
+
+static bool childless(void)
+{
+	return system("for t in /proc/$PPID/task/*; do cat $t/children; done 2>/dev/null | tr ' ' '\\n' | "
+		"while read p; do [ -z \"$p\" ] || [ $p = $$ ] || tr '\\0' ' ' < /proc/$p/cmdline; done | grep qemu") != 0;
+}
+
+static int skip(const char *why)
+{
+	printf("skipped: %s\n", why);
+	fcvm_node_unref(local);
+	if (top[0])
+		fcvm_tree_remove(AT_FDCWD, top);
+	return 77;
+}
+
+int main(void)
+{
+	struct guest alpha = {.dirfd = -1};
+	int64_t start;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (fcvm_node_local(&local, &err) < 0)
+		return skip(err.message);
+	start = fcvm_now_ns();
+	if (ops->probe(local, getenv("FCVM_TEST_ACCEL"), &probe, &err) < 0)
+		return skip(err.message);
+	printf("%s %s, %s (%s), file: %s, TSC %llu kHz; probed in %.0f ms\n", probe.binary, probe.version, probe.accel,
+		probe.why, probe.file_uri ? "yes" : "no", (unsigned long long)probe.tsc_khz, ms_since(start));
+	snprintf(top, sizeof top, "%s/fcvm-qemu-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+	if (!mkdtemp(top) || !prepare_kernel())
+		return skip("no kernel to boot: set FCVM_TEST_DEB to a linux-image-cloud-amd64 package");
+	start = fcvm_now_ns();
+	if (boot(&alpha, "alpha")) {
+		printf("boot to agent: %.0f ms\n", ms_since(start));
+		test_states(&alpha);
+		test_no_way_to_rename(&alpha);
+		test_clones(&alpha);
+		test_death(&alpha);
+	}
+	end(&alpha);
+	test_bad_starts();
+	test_wrong_library();
+	test_panic();
+	CHECK(childless());
+	fcvm_vmm_probe_done(&probe);
+	fcvm_node_unref(local);
+	fcvm_tree_remove(AT_FDCWD, top);
+	CHECK_DONE();
+}
