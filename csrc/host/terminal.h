@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/* The user's terminal, while a program in a guest has it. */
+#ifndef FCVM_HOST_TERMINAL_H
+#define FCVM_HOST_TERMINAL_H
+
+#include <stdbool.h>
+
+bool terminal_here(void); /* stdin and stdout are terminals */
+/* Raw mode on stdin until terminal_restore() or the end of the program, however it ends. 0 or -errno. */
+int terminal_raw(void);
+void terminal_restore(void);
+void terminal_size(unsigned *rows, unsigned *columns); /* untouched if it is not known */
+/* An eventfd that is readable after each change of size, and after we were stopped and continued; stays ours. -errno. */
+int terminal_watch(void);
+
+#endif
