@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/fail.h"
 #include "base/fd.h"
@@ -13,18 +14,10 @@ enum { ADDRESS_MAX = 4096 };
 int fcvm_agent_channel(struct fcvm_channel_spec *channel, uint8_t id, bool tx, bool rx, int *ret_ours)
 {
 	int fds[2];
-	int k = fcvm_fd_pair(fds);
 
-	if (k < 0)
-		return k;
-	k = fcvm_fd_nonblock(fds[0], true);
-	if (k == 0)
-		k = fcvm_fd_nonblock(fds[1], true);
-	if (k < 0) {
-		fcvm_close(fds[0]);
-		fcvm_close(fds[1]);
-		return k;
-	}
+	/* Non-blocking from birth: each program takes several, and setting flags costs more than making them. */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) < 0)
+		return -errno;
 	*channel = (struct fcvm_channel_spec){.fd = fds[1], .id = id, .tx = tx, .rx = rx};
 	*ret_ours = fds[0];
 	return 0;

@@ -15,6 +15,7 @@ enum { CHUNK = 128 * 1024, TEXT_MAX = 1400 };
 
 struct copy {
 	struct fcvm_process *get, *put;
+	const char *from, *to;
 	struct fcvm_node *waits; /* whose poll is used */
 	struct fcvm_collector get_text, put_text;
 	char *chunk;
@@ -123,13 +124,6 @@ static int turn(struct copy *c, const struct fcvm_until *until, struct fcvm_err 
 	return 0;
 }
 
-static int failed(struct fcvm_process *p, struct fcvm_collector *text, struct fcvm_err *err)
-{
-	const char *line = fcvm_collector_line(text);
-
-	return fcvm_fail(err, -EIO, "%s: %s: %s", p->node->name, p->what, line[0] ? line : "it failed");
-}
-
 static bool went_well(const struct fcvm_exit *e)
 {
 	return e->code == 0 && e->signal == 0;
@@ -150,10 +144,13 @@ static int pump(struct copy *c, const struct fcvm_until *until, struct fcvm_err 
 		fcvm_process_close_fd(c->get, 1);
 		k = fcvm_run(c->get, NULL, 0, NULL, &c->get_text.sink, until, &exit, err);
 		if (k == 0 && !went_well(&exit))
-			return failed(c->get, &c->get_text, err);
+			return fcvm_run_refused(c->get, c->from, &c->get_text, until, err);
 	}
-	if (k == 0 && !went_well(&c->put->exit))
-		k = failed(c->put, &c->put_text, err);
+	if (k == 0 && !went_well(&c->put->exit)) {
+		_cleanup_free_ char *parent = fcvm_run_parent(c->to);
+
+		k = fcvm_run_refused(c->put, parent ? parent : c->to, &c->put_text, until, err);
+	}
 	return k;
 }
 
@@ -179,6 +176,8 @@ int fcvm_node_copy(struct fcvm_node *from_node, const char *from, struct fcvm_no
 		k = fcvm_node_put(to_node, target, NULL, false, until, &put, err);
 	c.get = get;
 	c.put = put;
+	c.from = from;
+	c.to = target;
 	if (k == 0)
 		k = pump(&c, until, err);
 	fcvm_buf_done(&c.get_text.buf);

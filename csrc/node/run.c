@@ -99,7 +99,7 @@ static void feed(struct run *r)
 }
 
 /* Reads fd i, at most `most` bytes; closes it at its end. Returns the bytes, 0 if there are none now. */
-static ssize_t drink(struct run *r, unsigned i, size_t most, struct fcvm_err *err)
+static int drink(struct run *r, unsigned i, size_t most, struct fcvm_err *err)
 {
 	ssize_t n;
 
@@ -132,7 +132,7 @@ static int drain_held(struct run *r, struct fcvm_err *err)
 		if (ioctl(r->p->fds[i], FIONREAD, &held) < 0)
 			held = 0;
 		while (held > 0 && r->p->fds[i] >= 0) {
-			ssize_t n = drink(r, i, held, err);
+			int n = drink(r, i, held, err);
 
 			if (n < 0)
 				return n;
@@ -184,14 +184,12 @@ static int turn(struct run *r, const struct fcvm_until *until, struct fcvm_err *
 			continue;
 		if (which[i] == 0)
 			feed(r);
-		else if (which[i] < 3)
-			k = drink(r, which[i], SIZE_MAX, err) < 0 ? -1 : 0;
-		else
+		else if (which[i] == 3)
 			k = on_ended(r, err);
-		if (k < 0)
-			return k == -1 && err ? -err->code : k;
+		else
+			k = drink(r, which[i], SIZE_MAX, err);
 	}
-	return 0;
+	return k < 0 ? k : 0;
 }
 
 int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struct fcvm_sink *out,
@@ -208,6 +206,26 @@ int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struc
 	if (k == 0)
 		*ret = p->exit;
 	return k;
+}
+
+/* The worker's text says more than a code can; the code is what looking at the path gives. */
+int fcvm_run_refused(const struct fcvm_process *p, const char *path, struct fcvm_collector *text,
+	const struct fcvm_until *until, struct fcvm_err *err)
+{
+	const char *line = fcvm_collector_line(text);
+	struct fcvm_node_stat st;
+	int k = fcvm_node_stat(p->node, path, until, &st, NULL);
+
+	return fcvm_fail(err, k < 0 ? k : -EIO, "%s: %s: %s", p->node->name, p->what, line[0] ? line : "it failed");
+}
+
+char *fcvm_run_parent(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	if (!slash)
+		return strdup(".");
+	return slash == path ? strdup("/") : strndup(path, slash - path);
 }
 
 /* ---- exec ---- */

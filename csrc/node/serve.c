@@ -32,6 +32,7 @@
 enum {
 	CLIENTS_MAX = 64,
 	CLIENT_STREAMS = 1024,
+	OWN_STREAMS = 1024,            /* kept for ourselves */
 	CLIENT_FOLDERS = 1024,
 	CLIENT_SOFT = 1024 * 1024,     /* waiting for the client: it is not read */
 	OUT_TOTAL = 128 * 1024 * 1024, /* over all clients */
@@ -352,7 +353,7 @@ static int may_open(const struct client *c, unsigned op)
 	case FCVM_WIRE_POWER:
 		return -EPERM;
 	}
-	if (c->nrelays >= CLIENT_STREAMS || c->link->nstreams >= STREAMS_MAX)
+	if (c->nrelays >= CLIENT_STREAMS || c->link->nstreams >= STREAMS_MAX - OWN_STREAMS)
 		return -EMFILE;
 	return 0;
 }

@@ -16,13 +16,6 @@ enum {
 	TARGET_MAX = 4096,
 };
 
-static int transfer_failed(const struct fcvm_process *p, struct fcvm_collector *text, struct fcvm_err *err)
-{
-	const char *line = fcvm_collector_line(text);
-
-	return fcvm_fail(err, -EIO, "%s: %s: %s", p->node->name, p->what, line[0] ? line : "it failed");
-}
-
 /* ---- read_file: takes one regular file out of a tree stream, which may be hostile ---- */
 
 enum read_state { READ_ENTRY, READ_TARGET, READ_EXTENT, READ_DATA, READ_REST };
@@ -168,7 +161,7 @@ static int fetch(struct fcvm_node *n, struct file_sink *f, const struct fcvm_unt
 	expect(f, READ_ENTRY, sizeof(struct fcvm_tree_entry));
 	k = fcvm_run(p, NULL, 0, &f->sink, &text.sink, until, &exit, err);
 	if (k == 0 && (exit.code || exit.signal)) {
-		k = transfer_failed(p, &text, err);
+		k = fcvm_run_refused(p, f->path, &text, until, err);
 	} else if (k == 0 && f->state != READ_REST) {
 		k = fcvm_fail(err, -EPROTO, "%s: %s: the stream ended too early", n->name, p->what);
 	}
@@ -258,8 +251,11 @@ int fcvm_transfer_write_file(struct fcvm_node *n, const char *path, const void *
 		return k;
 	fcvm_collector_init(&text, TEXT_MAX);
 	k = fcvm_run(p, in, 3, NULL, &text.sink, until, &exit, err);
-	if (k == 0 && (exit.code || exit.signal))
-		k = transfer_failed(p, &text, err);
+	if (k == 0 && (exit.code || exit.signal)) {
+		_cleanup_free_ char *parent = fcvm_run_parent(path);
+
+		k = fcvm_run_refused(p, parent ? parent : path, &text, until, err);
+	}
 	fcvm_buf_done(&text.buf);
 	return k;
 }

@@ -280,7 +280,7 @@ static void after_eof(struct fake *f)
 static void too_much_credit(struct fake *f)
 {
 	if (started(f))
-		put(f, FCVM_WIRE_CREDIT, 0, f->h.stream, NULL, 0, 1);
+		put(f, FCVM_WIRE_CREDIT, 0, f->h.stream, NULL, 0, 100); /* of two that it may have got */
 	silent(f);
 }
 
