@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* Arguments from Lua. Mistakes raise, but in words for lua/fcvm's authors: users' mistakes are caught there. */
-#include <math.h>
 #include <string.h>
 
 #include "bind/private.h"
@@ -8,6 +7,7 @@
 int64_t fcvm_args_timeout(lua_State *L, int arg)
 {
 	lua_Number s;
+	int64_t ms;
 
 	if (lua_isnoneornil(L, arg))
 		return FCVM_DEFAULT_TIMEOUT;
@@ -16,7 +16,8 @@ int64_t fcvm_args_timeout(lua_State *L, int arg)
 	/* beyond a hundred years it is for ever */
 	if (s > 3.2e9)
 		return FCVM_NO_TIMEOUT;
-	return (int64_t)ceil(s * 1000);
+	ms = (int64_t)(s * 1000);
+	return (lua_Number)ms < s * 1000 ? ms + 1 : ms;
 }
 
 const char *fcvm_args_string(lua_State *L, int arg, const char *field, struct fcvm_call *call)

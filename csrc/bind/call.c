@@ -8,7 +8,6 @@
  * metamethod or a sort's comparison) the call just blocks.
  */
 #include <errno.h>
-#include <math.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -267,6 +266,17 @@ static int running(lua_State *L)
 	return 0;
 }
 
+/* scheduling(boolean): from now on; returns what was so far. */
+static int scheduling(lua_State *L)
+{
+	struct fcvm_bind *b = fcvm_bind_of(L);
+
+	lua_pushboolean(L, b && b->scheduling);
+	if (b)
+		b->scheduling = lua_toboolean(L, 1);
+	return 1;
+}
+
 static int is_call(lua_State *L)
 {
 	lua_pushboolean(L, luaL_testudata(L, 1, meta_call) != NULL);
@@ -363,6 +373,7 @@ static int now(lua_State *L)
 static const luaL_Reg functions[] = {
 	{"adopt", adopt},
 	{"running", running},
+	{"scheduling", scheduling},
 	{"is_call", is_call},
 	{"cancel", cancel},
 	{"take", take},

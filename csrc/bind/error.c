@@ -107,6 +107,9 @@ static void interrupted_hook(lua_State *L, lua_Debug *ar)
 	struct fcvm_bind *b = fcvm_bind_of(L);
 
 	(void)ar;
+	/* later: the scheduler's next wait sees the fd, and the hook stays */
+	if (b && b->scheduling && L != b->running)
+		return;
 	lua_sethook(L, NULL, 0, 0);
 	if (b)
 		fcvm_error_raise_interrupted(L, b);

@@ -10,9 +10,14 @@
 
 #include "bind/private.h"
 
+/* Another process's VM is only let go of. */
 static void vm_hurry(void *object)
 {
-	fcvm_vm_kill(object, NULL);
+	struct fcvm_vm_info info = {.id = NULL};
+
+	fcvm_vm_get_info(object, &info);
+	if (!info.attached)
+		fcvm_vm_kill(object, NULL);
 }
 
 static void vm_release(void *object)

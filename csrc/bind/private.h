@@ -28,6 +28,7 @@ struct fcvm_bind {
 	int interrupt_fd;              /* eventfd, readable after an interrupt until somebody raised it */
 	lua_State *main;
 	lua_State *volatile running;   /* the task's coroutine that runs now; NULL: none. Read by a signal handler */
+	bool scheduling;               /* task.lua is between two tasks, where an interrupt must not strike */
 };
 
 /* ---- errors (error.c) ---- */
@@ -119,7 +120,7 @@ void fcvm_call_makes(lua_State *L, struct fcvm_call *call, const struct fcvm_han
 int fcvm_call_push_handle(lua_State *L, struct fcvm_call *call, void **object);
 /* Runs it: the C function ends with `return fcvm_call_run(L, &c->call)`. */
 int fcvm_call_run(lua_State *L, struct fcvm_call *call);
-/* Adds what task.lua needs to the table on top: adopt, running, is_call, cancel, wait, take, wake, fd, sleep, now. */
+/* Adds what task.lua needs to the table on top. */
 void fcvm_call_open_lib(lua_State *L);
 
 /* ---- arguments (args.c) ---- */

@@ -1,0 +1,319 @@
+-- SPDX-License-Identifier: MIT
+--- Virtual machines, as `fcvm.vm`, `fcvm.attach` and `snapshot:clone` return them.
+--
+-- Leaving the scope of a `<close>` variable, or `vm:close()`, ends the VM (an attached one is only let go of).
+--
+-- Fields: `id`, `name`, `image`, `driver`, `accel`, `dir` (its run folder), `state` ("new", "starting", "running",
+-- "paused", "ended"), `memory` (bytes), `vcpus`, `pid` (of its VMM; 0: none), `generation` (grows with each
+-- restore), `uptime` (seconds since start), `warm` (started from a snapshot), `attached` (another process owns it).
+-- @classmod vm
+
+local core = require "fcvm.core"
+local handle = require "fcvm.handle"
+local options = require "fcvm.options"
+local program = require "fcvm.program"
+local size = require "fcvm.size"
+
+local VM = {}
+local check = handle.check
+
+-- What the core returned, with itself for true: so that calls can be chained in assert().
+local function itself(vm, ok, err)
+    if not ok then return nil, err end
+    return vm
+end
+
+-- ---- its life ----
+
+--- Starts it and waits until its agent answers. If such a VM (image, memory, driver, ...) was booted before, it
+-- starts from a snapshot taken right after that boot; `cold = true` of `fcvm.vm` boots.
+-- @tparam ?number|table opts seconds, or `timeout` in seconds (default: 120)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error nothing runs; `detail` has the last lines of the console
+function VM:start(opts)
+    check(self, "vm", "start")
+    return itself(self, core.vm_start(self, options.timeout("vm:start", opts)))
+end
+
+--- Halts its processors. Whatever is sent to it waits until `vm:resume`.
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:pause()
+    check(self, "vm", "pause")
+    return itself(self, core.vm_pause(self))
+end
+
+--- Lets a paused VM go on.
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:resume()
+    check(self, "vm", "resume")
+    return itself(self, core.vm_resume(self))
+end
+
+--- Asks the guest to power off; what has not ended in time is killed.
+-- @tparam ?number|table opts seconds, or `timeout` in seconds (default: 10)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:stop(opts)
+    check(self, "vm", "stop")
+    return itself(self, core.vm_stop(self, options.timeout("vm:stop", opts)))
+end
+
+--- Kills its VMM, and does not wait for its end.
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:kill()
+    check(self, "vm", "kill")
+    return itself(self, core.vm_kill(self))
+end
+
+--- Waits until its VMM has ended.
+-- @tparam ?number|table opts seconds, or `timeout` in seconds (default: for ever)
+-- @treturn[1] table `status` (0 after an orderly end), `signal` (the number of what killed the VMM, or nil)
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:wait(opts)
+    check(self, "vm", "wait")
+    local status, err = core.vm_wait(self, options.timeout("vm:wait", opts))
+    if not status then return nil, err end
+    if status >= 0x100 then return { status = 128 + (status & 0xff), signal = status & 0xff } end
+    return { status = status }
+end
+
+--- A round trip to its agent.
+-- @tparam ?number|table opts seconds, or `timeout` in seconds (default: 5)
+-- @treturn[1] number seconds that it took
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:ping(opts)
+    check(self, "vm", "ping")
+    return core.vm_ping(self, options.timeout("vm:ping", opts))
+end
+
+--- The last output of its console.
+-- @tparam[opt="64K"] number|string max bytes
+-- @treturn string
+function VM:console(max)
+    check(self, "vm", "console")
+    return core.vm_console(self, options.argument("vm:console", "max", options.size, max or "64K"))
+end
+
+--- Ends the VM, or lets go of it if another process owns it. Calls that other tasks have running on it fail with
+-- `ECANCELED`. Closing twice is harmless.
+function VM:close()
+    if core.kind(self) ~= "vm" then check(self, "vm", "close") end
+    core.close(self)
+end
+
+local SNAPSHOT = { name = options.string, stop = options.boolean, timeout = options.seconds }
+
+--- Takes a snapshot of it, to make clones of.
+-- @tparam ?table opts
+--
+-- * `name`: keep it in the data folder under this name, for `fcvm.snapshot(name)`; default: it goes with its handle
+-- * `stop`: the VM ends with the snapshot; default: it goes on at once
+-- * `timeout` in seconds (default: 60)
+-- @treturn[1] snapshot
+-- @treturn[2] nil
+-- @treturn[2] error nothing was kept
+function VM:snapshot(opts)
+    check(self, "vm", "snapshot")
+    opts = options.check("vm:snapshot", SNAPSHOT, opts)
+    return core.vm_snapshot(self, opts, opts.timeout)
+end
+
+-- ---- programs ----
+
+local EXEC = {
+    cwd = options.string,
+    env = options.env,
+    clear_env = options.boolean,
+    user = options.string,
+    merge_stderr = options.boolean,
+    input = options.data,
+    limit = options.size,
+    timeout = options.seconds,
+}
+
+local SPAWN = {
+    cwd = options.string,
+    env = options.env,
+    clear_env = options.boolean,
+    user = options.string,
+    merge_stderr = options.boolean,
+    null_stdin = options.boolean,
+    detach = options.boolean,
+    tty = options.tty,
+}
+
+--- Runs a program in the guest to its end.
+--
+--     vm:exec { "ls", "-l", cwd = "/tmp", timeout = 5 }
+--     vm:exec "ls /tmp | wc -l"
+-- @tparam table|string command the program and its arguments, and options by name; a string is for `sh -c`
+--
+-- * `cwd` (default "/"), `user` (`"name"`, `"uid"` or `"uid:gid"`; default: root)
+-- * `env`: `{ NAME = "value" }`, added to the guest's; with `clear_env` instead of it
+-- * `input`: a string for its stdin (default: nothing)
+-- * `merge_stderr`: stderr goes into stdout
+-- * `limit`: bytes kept of stdout and of stderr each, as `"1M"` (default: 64 MiB)
+-- * `timeout` in seconds: then it is killed (default: for ever)
+-- @treturn[1] table `status` (128 + signal if one ended it), `stdout`, `stderr`; `signal` and `truncated` if so. A
+-- status that is not 0 is a result, no error.
+-- @treturn[2] nil
+-- @treturn[2] error `ENOENT`: there is no such program; `ETIMEDOUT`
+function VM:exec(command)
+    check(self, "vm", "exec")
+    local argv, opts = options.command("vm:exec", EXEC, command)
+    return core.vm_exec(self, argv, opts)
+end
+
+--- Starts a program in the guest, to talk to.
+--
+--     local p <close> = assert(vm:spawn { "python3", "-i", tty = { rows = 40, cols = 120 } })
+-- @tparam table|string command the program and its arguments, and options by name; a string is for `sh -c`
+--
+-- * `cwd`, `user`, `env`, `clear_env`, `merge_stderr`: as for `vm:exec`
+-- * `tty`: `{ rows =, cols = }` or true: a terminal on its stdin and stdout (and stderr)
+-- * `null_stdin`: its stdin is empty
+-- * `detach`: it goes on when its handle is closed
+-- @treturn[1] program
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:spawn(command)
+    check(self, "vm", "spawn")
+    local argv, opts = options.command("vm:spawn", SPAWN, command)
+    local tty = opts.tty
+    opts.tty = tty and true or false
+    if tty then opts.rows, opts.columns = tty.rows, tty.cols end
+    local p, err = core.vm_spawn(self, argv, opts)
+    if not p then return nil, err end
+    return program.started(p, tty)
+end
+
+-- ---- files and sockets ----
+
+local TIMEOUT = { timeout = options.seconds }
+
+--- Copies a file or folder into the guest, as `cp -a` does: into `to` if that is a folder.
+-- @tparam string from here
+-- @tparam string to in the guest
+-- @tparam ?table opts `timeout` in seconds (default: for ever)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:copy_in(from, to, opts)
+    check(self, "vm", "copy_in")
+    options.argument("vm:copy_in", "from", options.string, from)
+    options.argument("vm:copy_in", "to", options.string, to)
+    opts = options.check("vm:copy_in", TIMEOUT, opts)
+    return itself(self, core.vm_copy_in(self, from, to, opts.timeout))
+end
+
+--- Copies a file or folder out of the guest, as `cp -a` does: into `to` if that is a folder.
+-- @tparam string from in the guest
+-- @tparam string to here
+-- @tparam ?table opts `timeout` in seconds (default: for ever)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:copy_out(from, to, opts)
+    check(self, "vm", "copy_out")
+    options.argument("vm:copy_out", "from", options.string, from)
+    options.argument("vm:copy_out", "to", options.string, to)
+    opts = options.check("vm:copy_out", TIMEOUT, opts)
+    return itself(self, core.vm_copy_out(self, from, to, opts.timeout))
+end
+
+local READ_FILE = { max = options.size, timeout = options.seconds }
+
+--- A file of the guest.
+-- @tparam string path
+-- @tparam ?table opts `max`: the largest size that is read, as `"1G"` (default: 64 MiB); `timeout` in seconds
+-- (default: 60)
+-- @treturn[1] string its bytes
+-- @treturn[2] nil
+-- @treturn[2] error `ENOENT`; `EFBIG`: it is larger than `max`
+function VM:read_file(path, opts)
+    check(self, "vm", "read_file")
+    options.argument("vm:read_file", "path", options.string, path)
+    opts = options.check("vm:read_file", READ_FILE, opts)
+    return core.vm_read_file(self, path, opts.max or 64 << 20, opts.timeout)
+end
+
+local WRITE_FILE = { mode = options.count(0, 4095), timeout = options.seconds }
+
+--- Writes a file of the guest, or replaces it.
+-- @tparam string path
+-- @tparam string data
+-- @tparam ?table opts `mode`: its permission bits (default: `tonumber("644", 8)`); `timeout` in seconds
+-- (default: 60)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:write_file(path, data, opts)
+    check(self, "vm", "write_file")
+    options.argument("vm:write_file", "path", options.string, path)
+    options.argument("vm:write_file", "data", options.data, data)
+    opts = options.check("vm:write_file", WRITE_FILE, opts)
+    return itself(self, core.vm_write_file(self, path, data, opts.mode, opts.timeout))
+end
+
+local function address(v)
+    if type(v) == "string" and (v:find "^unix:." or v:find "^tcp:.+:%d+$") and not v:find "\0" then return v end
+    return nil, [["unix:/path" or "tcp:127.0.0.1:80"]]
+end
+
+--- Connects to a socket in the guest.
+-- @tparam string to `"unix:/path"` or `"tcp:127.0.0.1:80"`
+-- @tparam ?table opts `timeout` in seconds (default: 30)
+-- @treturn[1] stream
+-- @treturn[2] nil
+-- @treturn[2] error `ECONNREFUSED`, `ENOENT`, ...
+function VM:connect(to, opts)
+    check(self, "vm", "connect")
+    options.argument("vm:connect", "to", address, to)
+    opts = options.check("vm:connect", TIMEOUT, opts)
+    return core.vm_connect(self, to, opts.timeout)
+end
+
+--- Listens on a socket in the guest.
+-- @tparam string on `"unix:/path"` or `"tcp:127.0.0.1:80"`
+-- @treturn[1] listener
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:listen(on)
+    check(self, "vm", "listen")
+    options.argument("vm:listen", "on", address, on)
+    return core.vm_listen(self, on)
+end
+
+-- ---- the type ----
+
+local fields = {}
+for _, name in ipairs {
+    "id", "name", "image", "driver", "accel", "dir", "state", "memory", "vcpus", "pid", "generation", "uptime",
+    "warm", "attached",
+} do
+    fields[name] = function(self) return core.vm_info(self)[name] end
+end
+
+handle.define("vm", VM, fields, function(self)
+    local info = core.vm_info(self)
+    local parts = { ("vm %q %s"):format(info.name, info.state) }
+    if info.driver ~= "" then
+        parts[#parts + 1] = info.driver .. (info.accel ~= "" and "/" .. info.accel or "")
+    end
+    parts[#parts + 1] = size.format(info.memory)
+    parts[#parts + 1] = ("%d vCPU%s"):format(info.vcpus, info.vcpus == 1 and "" or "s")
+    if info.uptime > 0 and info.state ~= "ended" then parts[#parts + 1] = ("up %d s"):format(info.uptime // 1) end
+    return table.concat(parts, ", ")
+end)
+
+return VM
