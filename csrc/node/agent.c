@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The agent node: each operation is a request over its link (link.h); payloads as in wire/wire.h. */
+/* The agent node: each operation is a request over its link (link.h); payloads as in wire/wire.h.
+ */
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -36,10 +37,12 @@ static int call(struct fcvm_node *n, unsigned op, struct request *q, const struc
 		return fcvm_fail_errno(err, -ENOMEM, "%s: %s", n->name, verb);
 	if (q->w.bad)
 		return fcvm_fail_errno(err, -ENAMETOOLONG, "%s: %s", n->name, what);
-	k = fcvm_link_call(agent_link(n), op, q->buf, q->w.at - q->buf, until, what, &got, &got_size, err);
+	k = fcvm_link_call(
+		agent_link(n), op, q->buf, q->w.at - q->buf, until, what, &got, &got_size, err);
 	if (k == 0 && reply && got_size != size)
-		k = fcvm_fail(err, -EPROTO, "%s: %s: the agent answered with %zu bytes instead of %zu",
-			n->name, what, got_size, size);
+		k = fcvm_fail(err, -EPROTO,
+			"%s: %s: the agent answered with %zu bytes instead of %zu", n->name, what,
+			got_size, size);
 	if (k == 0 && reply)
 		memcpy(reply, got, size);
 	return k;
@@ -79,8 +82,8 @@ static int agent_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool 
 	return call(n, FCVM_WIRE_MKDIR, &q, until, "mkdir", path, NULL, 0, err);
 }
 
-static int two_paths(struct fcvm_node *n, unsigned op, const char *verb, const char *from, const char *to,
-	const struct fcvm_until *until, struct fcvm_err *err)
+static int two_paths(struct fcvm_node *n, unsigned op, const char *verb, const char *from,
+	const char *to, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct request q;
 
@@ -90,20 +93,20 @@ static int two_paths(struct fcvm_node *n, unsigned op, const char *verb, const c
 	return call(n, op, &q, until, verb, from, NULL, 0, err);
 }
 
-static int agent_rename(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err)
+static int agent_rename(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	return two_paths(n, FCVM_WIRE_RENAME, "rename", from, to, until, err);
 }
 
-static int agent_reflink(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err)
+static int agent_reflink(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	return two_paths(n, FCVM_WIRE_REFLINK, "reflink", from, to, until, err);
 }
 
-static int agent_remove(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
-	struct fcvm_err *err)
+static int agent_remove(
+	struct fcvm_node *n, const char *path, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct request q;
 
@@ -122,8 +125,8 @@ static void copy_text(char *to, const char *from, size_t size)
 	to[i] = 0;
 }
 
-static int agent_info(struct fcvm_node *n, const struct fcvm_until *until, struct fcvm_node_info *ret,
-	struct fcvm_err *err)
+static int agent_info(struct fcvm_node *n, const struct fcvm_until *until,
+	struct fcvm_node_info *ret, struct fcvm_err *err)
 {
 	struct fcvm_wire_info info;
 	struct request q;
@@ -157,7 +160,8 @@ static void agent_free(struct fcvm_node *n)
 	free(a);
 }
 
-static int agent_poll(struct fcvm_node *n, const struct fcvm_until *until, struct pollfd *fds, unsigned count)
+static int agent_poll(
+	struct fcvm_node *n, const struct fcvm_until *until, struct pollfd *fds, unsigned count)
 {
 	return fcvm_link_poll(agent_link(n), until, fds, count);
 }
@@ -239,12 +243,13 @@ int fcvm_node_ping(struct fcvm_node *n, const struct fcvm_until *until, struct f
 	fcvm_wire_put_bytes(&q.w, &sent, sizeof sent);
 	k = call(n, FCVM_WIRE_PING, &q, until, "ping", "", &got, sizeof got, err);
 	if (k == 0 && got != sent)
-		k = fcvm_fail(err, -EPROTO, "%s: ping: the agent answered with something else", n->name);
+		k = fcvm_fail(
+			err, -EPROTO, "%s: ping: the agent answered with something else", n->name);
 	return k;
 }
 
-int fcvm_node_identify(struct fcvm_node *n, const struct fcvm_identity *id, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_node_identify(struct fcvm_node *n, const struct fcvm_identity *id,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	int k = need_agent(n, "identify", err);
 	struct fcvm_wire_identity head = {.generation = id->generation};
@@ -281,7 +286,8 @@ int fcvm_node_set_clock(struct fcvm_node *n, int64_t realtime_ns, const struct f
 	return call(n, FCVM_WIRE_CLOCK, &q, until, "set the clock", "", NULL, 0, err);
 }
 
-int fcvm_node_power(struct fcvm_node *n, bool reboot, const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_node_power(
+	struct fcvm_node *n, bool reboot, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	const char *what = reboot ? "reboot" : "power off";
 	int k = need_agent(n, what, err);

@@ -35,7 +35,8 @@ static int send_signal(struct fcvm_process *p, int signo, struct fcvm_err *err)
 static int resize(struct fcvm_process *p, unsigned rows, unsigned columns, struct fcvm_err *err)
 {
 	if (!agent_of(p)->tty)
-		return fcvm_fail(err, -ENOTTY, "%s: %s: resize: it has no terminal", p->node->name, p->what);
+		return fcvm_fail(
+			err, -ENOTTY, "%s: %s: resize: it has no terminal", p->node->name, p->what);
 	return fcvm_stream_send(agent_of(p)->stream, FCVM_WIRE_RESIZE, rows << 16 | columns, err);
 }
 
@@ -70,8 +71,8 @@ static int add_channel(struct fcvm_process *p, struct channels *c, unsigned i, b
 	return k;
 }
 
-static int new_process(struct fcvm_node *n, const char *verb, const char *object, struct fcvm_process **ret,
-	struct fcvm_err *err)
+static int new_process(struct fcvm_node *n, const char *verb, const char *object,
+	struct fcvm_process **ret, struct fcvm_err *err)
 {
 	struct agent_process *a = calloc(1, sizeof *a);
 
@@ -84,19 +85,20 @@ static int new_process(struct fcvm_node *n, const char *verb, const char *object
 }
 
 /* Opens the stream with the channels, which it takes; k: how making them went. */
-static int open_process(struct fcvm_process *p, unsigned op, const void *payload, size_t size, int k,
-	struct channels *c, const struct fcvm_until *until, void **ret_reply, size_t *ret_reply_size,
-	struct fcvm_err *err)
+static int open_process(struct fcvm_process *p, unsigned op, const void *payload, size_t size,
+	int k, struct channels *c, const struct fcvm_until *until, void **ret_reply,
+	size_t *ret_reply_size, struct fcvm_err *err)
 {
 	struct agent_process *a = agent_of(p);
 
 	if (k < 0) {
 		for (unsigned i = 0; i < c->n; i++)
 			fcvm_close(c->spec[i].fd);
-		return fcvm_fail_errno(err, k, "%s: %s: make its descriptors", p->node->name, p->what);
+		return fcvm_fail_errno(
+			err, k, "%s: %s: make its descriptors", p->node->name, p->what);
 	}
-	k = fcvm_link_open(agent_link(p->node), op, payload, size, c->spec, c->n, until, p->what, &a->stream,
-		ret_reply, ret_reply_size, err);
+	k = fcvm_link_open(agent_link(p->node), op, payload, size, c->spec, c->n, until, p->what,
+		&a->stream, ret_reply, ret_reply_size, err);
 	if (k == 0)
 		p->exit_fd = fcvm_stream_exit_fd(a->stream);
 	return k;
@@ -117,25 +119,29 @@ static size_t size_of(const char *const *list, uint32_t *ret_count)
 }
 
 /* The payload of SPAWN; malloc'ed. */
-static int describe(struct fcvm_process *p, const struct fcvm_spawn *spec, void **ret, size_t *ret_size,
-	struct fcvm_err *err)
+static int describe(struct fcvm_process *p, const struct fcvm_spawn *spec, void **ret,
+	size_t *ret_size, struct fcvm_err *err)
 {
 	struct fcvm_wire_spawn head = {
-		.flags = (spec->tty ? FCVM_WIRE_TTY : 0) | (spec->null_stdin ? FCVM_WIRE_NULL_STDIN : 0) |
-			 (spec->merge_stderr ? FCVM_WIRE_MERGE : 0) | (spec->detach ? FCVM_WIRE_DETACH : 0) |
+		.flags = (spec->tty ? FCVM_WIRE_TTY : 0) |
+			 (spec->null_stdin ? FCVM_WIRE_NULL_STDIN : 0) |
+			 (spec->merge_stderr ? FCVM_WIRE_MERGE : 0) |
+			 (spec->detach ? FCVM_WIRE_DETACH : 0) |
 			 (spec->clear_env ? FCVM_WIRE_CLEAR_ENV : 0),
 		.rows = spec->rows,
 		.columns = spec->columns,
 		.channels = spec->channels,
 	};
-	size_t size = sizeof head + size_of(spec->argv, &head.nargv) + size_of(spec->env, &head.nenv) +
-		      (spec->cwd ? strlen(spec->cwd) : 0) + (spec->user ? strlen(spec->user) : 0) + 10;
+	size_t size = sizeof head + size_of(spec->argv, &head.nargv) +
+		      size_of(spec->env, &head.nenv) + (spec->cwd ? strlen(spec->cwd) : 0) +
+		      (spec->user ? strlen(spec->user) : 0) + 10;
 	struct fcvm_wire_writer w;
 	void *payload;
 
 	if (size > FCVM_WIRE_MAX_PAYLOAD)
 		return fcvm_fail(err, -E2BIG,
-			"%s: %s: arguments and environment take %zu bytes, at most %u go to an agent",
+			"%s: %s: arguments and environment take %zu bytes, at most %u go to an "
+			"agent",
 			p->node->name, p->what, size, FCVM_WIRE_MAX_PAYLOAD);
 	payload = malloc(size);
 	if (!payload)
@@ -174,16 +180,18 @@ static int check(struct fcvm_node *n, const struct fcvm_spawn *spec, struct fcvm
 		return fcvm_fail(err, -EINVAL, "%s: exec: no program is named", n->name);
 	if (spec->ninherit)
 		return fcvm_fail(err, -EOPNOTSUPP,
-			"%s: exec %s: descriptors of this process cannot be handed into a guest; use channels",
+			"%s: exec %s: descriptors of this process cannot be handed into a guest; "
+			"use channels",
 			n->name, spec->argv[0]);
 	if (spec->channels > PROCESS_FDS - 3 || spec->rows > 0xffff || spec->columns > 0xffff)
-		return fcvm_fail(err, -EINVAL, "%s: exec %s: too many channels, or too large a terminal",
-			n->name, spec->argv[0]);
+		return fcvm_fail(err, -EINVAL,
+			"%s: exec %s: too many channels, or too large a terminal", n->name,
+			spec->argv[0]);
 	return 0;
 }
 
-int fcvm_agent_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec, const struct fcvm_until *until,
-	struct fcvm_process **ret, struct fcvm_err *err)
+int fcvm_agent_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec,
+	const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *p = NULL;
 	_cleanup_free_ void *payload = NULL, *reply = NULL;
@@ -207,8 +215,8 @@ int fcvm_agent_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec, const s
 	r = fcvm_wire_reader(reply, reply_size);
 	p->pid = fcvm_wire_get_u32(&r);
 	if (!fcvm_wire_reader_ok(&r) || p->pid <= 0)
-		return fcvm_fail(err, -EPROTO, "%s: %s: the agent answered without a process number", n->name,
-			p->what);
+		return fcvm_fail(err, -EPROTO,
+			"%s: %s: the agent answered without a process number", n->name, p->what);
 	*ret = fcvm_steal_ptr(p);
 	return 0;
 }

@@ -11,11 +11,13 @@
 
 enum { ADDRESS_MAX = 4096 };
 
-int fcvm_agent_channel(struct fcvm_channel_spec *channel, uint8_t id, bool tx, bool rx, int *ret_ours)
+int fcvm_agent_channel(
+	struct fcvm_channel_spec *channel, uint8_t id, bool tx, bool rx, int *ret_ours)
 {
 	int fds[2];
 
-	/* Non-blocking from birth: each program takes several, and setting flags costs more than making them. */
+	/* Non-blocking from birth: each program takes several, and setting flags costs more than
+	 * making them. */
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) < 0)
 		return -errno;
 	*channel = (struct fcvm_channel_spec){.fd = fds[1], .id = id, .tx = tx, .rx = rx};
@@ -23,9 +25,11 @@ int fcvm_agent_channel(struct fcvm_channel_spec *channel, uint8_t id, bool tx, b
 	return 0;
 }
 
-/* CONNECT and ACCEPT: opens the stream and lets it go on by itself for as long as its bytes flow. */
-static int open_socket(struct fcvm_node *n, unsigned op, const struct fcvm_wire_writer *w, const uint8_t *payload,
-	const struct fcvm_until *until, const char *what, int *ret_fd, struct fcvm_err *err)
+/* CONNECT and ACCEPT: opens the stream and lets it go on by itself for as long as its bytes flow.
+ */
+static int open_socket(struct fcvm_node *n, unsigned op, const struct fcvm_wire_writer *w,
+	const uint8_t *payload, const struct fcvm_until *until, const char *what, int *ret_fd,
+	struct fcvm_err *err)
 {
 	struct fcvm_channel_spec channel;
 	struct fcvm_stream *s;
@@ -37,8 +41,8 @@ static int open_socket(struct fcvm_node *n, unsigned op, const struct fcvm_wire_
 	k = fcvm_agent_channel(&channel, 0, true, true, &ours);
 	if (k < 0)
 		return fcvm_fail_errno(err, k, "%s: %s: socketpair", n->name, what);
-	k = fcvm_link_open(agent_link(n), op, payload, w->at - payload, &channel, 1, until, what, &s, NULL, NULL,
-		err);
+	k = fcvm_link_open(agent_link(n), op, payload, w->at - payload, &channel, 1, until, what,
+		&s, NULL, NULL, err);
 	if (k < 0)
 		return k;
 	fcvm_stream_release(s, true);
@@ -46,8 +50,8 @@ static int open_socket(struct fcvm_node *n, unsigned op, const struct fcvm_wire_
 	return 0;
 }
 
-int fcvm_agent_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err)
+int fcvm_agent_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
+	int *ret_fd, struct fcvm_err *err)
 {
 	_cleanup_free_ char *what = fcvm_asprintf("connect to %s", address);
 	uint8_t payload[ADDRESS_MAX];
@@ -67,15 +71,16 @@ struct agent_listener {
 	char *accepting; /* "accept on ADDRESS" */
 };
 
-static int agent_accept(struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err)
+static int agent_accept(
+	struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err)
 {
 	struct agent_listener *a = (struct agent_listener *)l;
 	uint8_t payload[4];
 	struct fcvm_wire_writer w = fcvm_wire_writer(payload, sizeof payload);
 
 	fcvm_wire_put_u32(&w, fcvm_stream_id(a->stream));
-	return open_socket(l->node, FCVM_WIRE_ACCEPT, &w, payload, until, a->accepting, ret_fd, err);
+	return open_socket(
+		l->node, FCVM_WIRE_ACCEPT, &w, payload, until, a->accepting, ret_fd, err);
 }
 
 static void agent_listener_free(struct fcvm_listener *l)
@@ -105,8 +110,8 @@ int fcvm_agent_listen(struct fcvm_node *n, const char *address, const struct fcv
 	else if (w.bad)
 		k = fcvm_fail_errno(err, -ENAMETOOLONG, "%s: %s", n->name, what);
 	else
-		k = fcvm_link_open(agent_link(n), FCVM_WIRE_LISTEN, payload, w.at - payload, NULL, 0, until, what,
-			&a->stream, NULL, NULL, err);
+		k = fcvm_link_open(agent_link(n), FCVM_WIRE_LISTEN, payload, w.at - payload, NULL,
+			0, until, what, &a->stream, NULL, NULL, err);
 	if (k < 0) {
 		if (a) {
 			free(a->l.address);

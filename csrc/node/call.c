@@ -36,15 +36,16 @@ static int refused(struct fcvm_stream *s, const char *what, struct fcvm_err *err
 }
 
 /* Sends OPEN. FREEZE and THAW pass the gate: they move it. */
-static int begin_locked(struct fcvm_link *l, unsigned op, const void *payload, size_t size, int event,
-	const struct fcvm_channel_spec *channels, unsigned nchannels, const char *what,
+static int begin_locked(struct fcvm_link *l, unsigned op, const void *payload, size_t size,
+	int event, const struct fcvm_channel_spec *channels, unsigned nchannels, const char *what,
 	struct fcvm_stream **ret, struct fcvm_err *err)
 {
 	struct fcvm_stream *s = fcvm_stream_new_locked(l, op, event, channels, nchannels);
 	int k = 0;
 
 	if (!s)
-		return fcvm_fail(err, -ENOMEM, "%s: %s: out of memory or stream numbers", l->name, what);
+		return fcvm_fail(
+			err, -ENOMEM, "%s: %s: out of memory or stream numbers", l->name, what);
 	s->handle = true;
 	if (op == FCVM_WIRE_FREEZE)
 		k = fcvm_link_open_freeze_locked(l, s->id);
@@ -135,8 +136,8 @@ int fcvm_link_call(struct fcvm_link *l, unsigned op, const void *payload, size_t
 	struct fcvm_err *err)
 {
 	struct fcvm_stream *s;
-	int k = fcvm_link_open(l, op, payload, size, NULL, 0, until, what, &s, ret_reply, ret_reply_size,
-		err);
+	int k = fcvm_link_open(
+		l, op, payload, size, NULL, 0, until, what, &s, ret_reply, ret_reply_size, err);
 
 	if (k == 0)
 		fcvm_stream_release(s, false);

@@ -32,7 +32,8 @@ static bool is_folder(struct fcvm_node *n, const char *path, const struct fcvm_u
 	return itself && fcvm_node_stat(n, itself, until, &st, NULL) == 0 && S_ISDIR(st.mode);
 }
 
-/* The name that `from` keeps inside an existing folder, malloc'ed; "" if only its content is meant. */
+/* The name that `from` keeps inside an existing folder, malloc'ed; "" if only its content is meant.
+ */
 static char *own_name(const char *from)
 {
 	const char *slash = strrchr(from, '/');
@@ -43,8 +44,8 @@ static char *own_name(const char *from)
 	return strdup(name);
 }
 
-static int find_target(const char *from, struct fcvm_node *n, const char *to, const struct fcvm_until *until,
-	char **ret, struct fcvm_err *err)
+static int find_target(const char *from, struct fcvm_node *n, const char *to,
+	const struct fcvm_until *until, char **ret, struct fcvm_err *err)
 {
 	_cleanup_free_ char *name = own_name(from);
 	size_t size = strlen(to);
@@ -52,7 +53,8 @@ static int find_target(const char *from, struct fcvm_node *n, const char *to, co
 	while (size > 1 && to[size - 1] == '/')
 		size--;
 	if (name && name[0] && is_folder(n, to, until))
-		*ret = fcvm_asprintf("%.*s/%s", (int)(size == 1 && to[0] == '/' ? 0 : size), to, name);
+		*ret = fcvm_asprintf(
+			"%.*s/%s", (int)(size == 1 && to[0] == '/' ? 0 : size), to, name);
 	else if (name)
 		*ret = strndup(to, size);
 	return *ret ? 0 : fcvm_fail_errno(err, -ENOMEM, "%s: copy to %s", n->name, to);
@@ -138,8 +140,8 @@ static int pump(struct copy *c, const struct fcvm_until *until, struct fcvm_err 
 		k = turn(c, until, err);
 	if (k < 0)
 		return k;
-	/* Who read to the stream's end can say how the sender fared; a sender whose receiver failed need not be
-	 * waited for. */
+	/* Who read to the stream's end can say how the sender fared; a sender whose receiver failed
+	 * need not be waited for. */
 	if (c->get->fds[1] < 0 || went_well(&c->put->exit)) {
 		fcvm_process_close_fd(c->get, 1);
 		k = fcvm_run(c->get, NULL, 0, NULL, &c->get_text.sink, until, &exit, err);
@@ -154,8 +156,8 @@ static int pump(struct copy *c, const struct fcvm_until *until, struct fcvm_err 
 	return k;
 }
 
-int fcvm_node_copy(struct fcvm_node *from_node, const char *from, struct fcvm_node *to_node, const char *to,
-	const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_node_copy(struct fcvm_node *from_node, const char *from, struct fcvm_node *to_node,
+	const char *to, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *get = NULL;
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *put = NULL;

@@ -20,7 +20,7 @@ struct fcvm_drain {
 	pthread_mutex_t lock;
 	/* lock: */
 	struct fcvm_source *source;
-	int fd;   /* -1: at its end */
+	int fd; /* -1: at its end */
 	int dirfd;
 	int log;
 	char *name, *old_name;
@@ -55,7 +55,8 @@ static int open_log(struct fcvm_drain *d)
 {
 	struct stat st;
 
-	d->log = openat(d->dirfd, d->name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+	d->log = openat(
+		d->dirfd, d->name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (d->log < 0)
 		return -errno;
 	d->written = fstat(d->log, &st) == 0 ? (size_t)st.st_size : 0;

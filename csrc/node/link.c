@@ -52,8 +52,8 @@ void fcvm_link_end_locked(struct fcvm_link *l, int code, const char *fmt, ...)
 
 int fcvm_link_why_locked(struct fcvm_link *l, const char *what, struct fcvm_err *err)
 {
-	return fcvm_fail(err, -ECONNRESET, "%s: %s: the link to the agent has ended: %s", l->name, what,
-		l->why_text);
+	return fcvm_fail(err, -ECONNRESET, "%s: %s: the link to the agent has ended: %s", l->name,
+		what, l->why_text);
 }
 
 static void bury(struct fcvm_link *l)
@@ -149,8 +149,8 @@ void fcvm_link_frame_locked(struct fcvm_link *l, unsigned type, unsigned channel
 	if (l->dead)
 		return;
 	if (l->out.size > OUT_MAX) {
-		fcvm_link_end_locked(l, -ECONNRESET, "the agent takes nothing, and %zu bytes wait for it",
-			l->out.size);
+		fcvm_link_end_locked(l, -ECONNRESET,
+			"the agent takes nothing, and %zu bytes wait for it", l->out.size);
 		return;
 	}
 	at = fcvm_buf_reserve(&l->out, HEADER + size);
@@ -179,8 +179,8 @@ static bool admits(const struct fcvm_link *l)
 	return !l->frozen && !l->freezing && l->out.size <= OUT_HARD && l->nstreams < STREAMS_MAX;
 }
 
-int fcvm_link_admit_locked(struct fcvm_link *l, const struct fcvm_until *until, const char *what,
-	struct fcvm_err *err)
+int fcvm_link_admit_locked(
+	struct fcvm_link *l, const struct fcvm_until *until, const char *what, struct fcvm_err *err)
 {
 	struct waiter w = {.event = -1};
 	struct waiter **at;
@@ -209,8 +209,8 @@ int fcvm_link_admit_locked(struct fcvm_link *l, const struct fcvm_until *until, 
 	if (l->dead)
 		return fcvm_link_why_locked(l, what, err);
 	if (k < 0)
-		return fcvm_fail_errno(err, k, "%s: %s: waiting for the link, which is %s", l->name, what,
-			l->frozen || l->freezing ? "frozen" : "busy");
+		return fcvm_fail_errno(err, k, "%s: %s: waiting for the link, which is %s", l->name,
+			what, l->frozen || l->freezing ? "frozen" : "busy");
 	return 0;
 }
 
@@ -240,12 +240,13 @@ static void obey(struct fcvm_link *l, const struct fcvm_wire_header *h, const ui
 	case FCVM_WIRE_CLOSE:
 		break;
 	default:
-		fcvm_link_end_locked(l, -EPROTO, "the agent sent a frame of type %u, which only hosts send",
-			h->type);
+		fcvm_link_end_locked(l, -EPROTO,
+			"the agent sent a frame of type %u, which only hosts send", h->type);
 		return;
 	}
 	if (h->stream == 0 || h->stream >= l->next_id) {
-		fcvm_link_end_locked(l, -EPROTO, "the agent answered on stream %u, which was never opened",
+		fcvm_link_end_locked(l, -EPROTO,
+			"the agent answered on stream %u, which was never opened",
 			(unsigned)h->stream);
 		return;
 	}
@@ -278,7 +279,8 @@ static void obey_all(struct fcvm_link *l)
 	}
 }
 
-/* One read of the carrier. The caller has the reader's role. Returns false at its end, or if nothing was there. */
+/* One read of the carrier. The caller has the reader's role. Returns false at its end, or if
+ * nothing was there. */
 static bool read_carrier(struct fcvm_link *l)
 {
 	size_t size = 64 * 1024;
@@ -347,7 +349,8 @@ static bool take_role(struct fcvm_link *l)
 	return taken;
 }
 
-int fcvm_link_poll(struct fcvm_link *l, const struct fcvm_until *until, struct pollfd *fds, unsigned n)
+int fcvm_link_poll(
+	struct fcvm_link *l, const struct fcvm_until *until, struct pollfd *fds, unsigned n)
 {
 	struct pollfd all[62];
 	int k;
@@ -405,7 +408,8 @@ static int freeze_call(struct fcvm_link *l, const struct fcvm_until *until, stru
 	}
 	fcvm_link_unlock(l);
 	if (k < 0)
-		return fcvm_fail_errno(err, k, "%s: freeze: the agent does not take what waits for it", l->name);
+		return fcvm_fail_errno(
+			err, k, "%s: freeze: the agent does not take what waits for it", l->name);
 	return fcvm_link_call(l, FCVM_WIRE_FREEZE, NULL, 0, until, "freeze", NULL, NULL, err);
 }
 
@@ -507,8 +511,8 @@ static int queue_hello(struct fcvm_link *l, size_t zeros, uint64_t generation, u
 	return 0;
 }
 
-/* Looks for the WELCOME with our nonce. What stands before it belongs to an earlier owner, and may begin in
- * the middle of a frame. */
+/* Looks for the WELCOME with our nonce. What stands before it belongs to an earlier owner, and may
+ * begin in the middle of a frame. */
 static bool find_welcome(struct fcvm_link *l, uint64_t nonce, struct fcvm_wire_hello *ret)
 {
 	const size_t size = HEADER + sizeof *ret;
@@ -523,7 +527,8 @@ static bool find_welcome(struct fcvm_link *l, uint64_t nonce, struct fcvm_wire_h
 			n = fcvm_wire_parse(fcvm_buf_head(&l->in), size, &h, &payload, &skip);
 		if (n == (int)size && h.type == FCVM_WIRE_WELCOME) {
 			memcpy(ret, payload, sizeof *ret);
-			if (memcmp(ret->magic, hello_magic, sizeof hello_magic) == 0 && ret->nonce == nonce) {
+			if (memcmp(ret->magic, hello_magic, sizeof hello_magic) == 0 &&
+				ret->nonce == nonce) {
 				fcvm_buf_consume(&l->in, n);
 				return true;
 			}
@@ -563,11 +568,12 @@ static int hello_io(struct fcvm_link *l, const struct fcvm_until *until)
 }
 
 /*
- * The first HELLO goes with a few zeros only: an agent that has just booted, or was frozen when its snapshot was
- * taken, is at a frame's boundary. Who does not answer within a second gets all it takes to resynchronise.
+ * The first HELLO goes with a few zeros only: an agent that has just booted, or was frozen when its
+ * snapshot was taken, is at a frame's boundary. Who does not answer within a second gets all it
+ * takes to resynchronise.
  */
-static int greet(struct fcvm_link *l, uint64_t generation, const struct fcvm_until *until, uint64_t *ret,
-	struct fcvm_err *err)
+static int greet(struct fcvm_link *l, uint64_t generation, const struct fcvm_until *until,
+	uint64_t *ret, struct fcvm_err *err)
 {
 	struct fcvm_wire_hello welcome;
 	struct fcvm_until soon;
@@ -593,7 +599,8 @@ static int greet(struct fcvm_link *l, uint64_t generation, const struct fcvm_unt
 		return fcvm_fail_errno(err, k, "%s: waiting for the agent", l->name);
 	if (welcome.version != FCVM_WIRE_VERSION)
 		return fcvm_fail(err, -EPROTONOSUPPORT,
-			"%s: the agent speaks version %u of the link's protocol, this fcvm version %u; build "
+			"%s: the agent speaks version %u of the link's protocol, this fcvm version "
+			"%u; build "
 			"the image anew",
 			l->name, (unsigned)welcome.version, FCVM_WIRE_VERSION);
 	*ret = welcome.generation;
@@ -601,7 +608,8 @@ static int greet(struct fcvm_link *l, uint64_t generation, const struct fcvm_unt
 }
 
 int fcvm_link_new(struct fcvm_link **ret, struct fcvm_reactor *r, int carrier, const char *name,
-	uint64_t generation, const struct fcvm_until *until, uint64_t *ret_generation, struct fcvm_err *err)
+	uint64_t generation, const struct fcvm_until *until, uint64_t *ret_generation,
+	struct fcvm_err *err)
 {
 	struct fcvm_link *l = calloc(1, sizeof *l);
 	int k;

@@ -4,19 +4,22 @@
  *
  * Theory of operation
  *
- * - One lock per link protects everything of it but the input buffer. Who writes a frame writes it to the carrier
- *   at once if nothing waits before it; else it queues and the reactor goes on when the carrier takes more.
- * - Who reads the carrier holds the reader's role. At rest that is the reactor. A thread that waits for
- *   something of this link (fcvm_link_poll) takes the role if it is free: the answer then wakes it directly
- *   and not by way of the reactor's thread. Meanwhile the carrier is not in the reactor's set for input.
- * - A stream's channel is one end of a socketpair whose other end the caller has. Towards the agent it is read
- *   only while there is credit and the output queue is short, so a slow agent fills the socket and the caller's
- *   writes block. From the agent what the socket does not take waits in `in`, at most a window of it, and
- *   credit goes back as it drains: a slow caller stalls only this channel.
- * - A stream is in the table until nobody needs it: no handle of ours (process, call, listener) and no channel
- *   with bytes to move. The agent's frames for ids that are no more are dropped.
- * - A link that ends, for whatever reason, is marked dead at once and buried when the lock is left: then nothing
- *   is in the middle of a stream's list.
+ * - One lock per link protects everything of it but the input buffer. Who writes a frame writes it
+ * to the carrier at once if nothing waits before it; else it queues and the reactor goes on when
+ * the carrier takes more.
+ * - Who reads the carrier holds the reader's role. At rest that is the reactor. A thread that waits
+ * for something of this link (fcvm_link_poll) takes the role if it is free: the answer then wakes
+ * it directly and not by way of the reactor's thread. Meanwhile the carrier is not in the reactor's
+ * set for input.
+ * - A stream's channel is one end of a socketpair whose other end the caller has. Towards the agent
+ * it is read only while there is credit and the output queue is short, so a slow agent fills the
+ * socket and the caller's writes block. From the agent what the socket does not take waits in `in`,
+ * at most a window of it, and credit goes back as it drains: a slow caller stalls only this
+ * channel.
+ * - A stream is in the table until nobody needs it: no handle of ours (process, call, listener) and
+ * no channel with bytes to move. The agent's frames for ids that are no more are dropped.
+ * - A link that ends, for whatever reason, is marked dead at once and buried when the lock is left:
+ * then nothing is in the middle of a stream's list.
  */
 #ifndef FCVM_NODE_LINK_H
 #define FCVM_NODE_LINK_H
@@ -34,21 +37,25 @@
 struct fcvm_link;
 struct fcvm_stream;
 
-/* Takes the carrier (also on failure), greets the agent. name: copied. Returns with the agent's generation. */
+/* Takes the carrier (also on failure), greets the agent. name: copied. Returns with the agent's
+ * generation. */
 int fcvm_link_new(struct fcvm_link **ret, struct fcvm_reactor *r, int carrier, const char *name,
-	uint64_t generation, const struct fcvm_until *until, uint64_t *ret_generation, struct fcvm_err *err);
-/* Ends it: everything pending fails. The memory goes when the reactor has let go of it. NULL allowed. */
+	uint64_t generation, const struct fcvm_until *until, uint64_t *ret_generation,
+	struct fcvm_err *err);
+/* Ends it: everything pending fails. The memory goes when the reactor has let go of it. NULL
+ * allowed. */
 void fcvm_link_free(struct fcvm_link *l);
 
 /* fcvm_until_poll, which meanwhile reads the carrier if nobody else does. At most 60 entries. */
-int fcvm_link_poll(struct fcvm_link *l, const struct fcvm_until *until, struct pollfd *fds, unsigned n);
+int fcvm_link_poll(
+	struct fcvm_link *l, const struct fcvm_until *until, struct pollfd *fds, unsigned n);
 
 /* One channel of a stream that is to be opened. */
 struct fcvm_channel_spec {
-	int fd;       /* our end, a non-blocking socket; taken over (also on failure) */
-	uint8_t id;   /* channel number */
-	bool tx;      /* what is read from fd goes to the agent */
-	bool rx;      /* what comes from the agent is written to fd */
+	int fd;     /* our end, a non-blocking socket; taken over (also on failure) */
+	uint8_t id; /* channel number */
+	bool tx;    /* what is read from fd goes to the agent */
+	bool rx;    /* what comes from the agent is written to fd */
 };
 
 /*
@@ -72,7 +79,8 @@ int fcvm_stream_exit_fd(const struct fcvm_stream *s);
 int fcvm_stream_exit(struct fcvm_stream *s, struct fcvm_exit *ret, struct fcvm_err *err);
 /* SIGNAL and RESIZE. */
 int fcvm_stream_send(struct fcvm_stream *s, unsigned type, uint32_t arg, struct fcvm_err *err);
-/* Gives the handle back. linger: channels with bytes still to move go on until they end; else all is closed. */
+/* Gives the handle back. linger: channels with bytes still to move go on until they end; else all
+ * is closed. */
 void fcvm_stream_release(struct fcvm_stream *s, bool linger);
 
 int fcvm_link_freeze(struct fcvm_link *l, const struct fcvm_until *until, struct fcvm_err *err);

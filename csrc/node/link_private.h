@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What link.c, stream.c, call.c and serve.c share. Functions that end in _locked want the link's lock. */
+/* What link.c, stream.c, call.c and serve.c share. Functions that end in _locked want the link's
+ * lock. */
 #ifndef FCVM_NODE_LINK_PRIVATE_H
 #define FCVM_NODE_LINK_PRIVATE_H
 
@@ -36,10 +37,10 @@ struct channel {
 	uint32_t rx_owed;           /* passed on and not credited yet */
 	uint8_t id;
 	bool two_way;
-	bool tx;     /* may send: EOF has not been sent */
-	bool rx;     /* EOF has not come */
+	bool tx;      /* may send: EOF has not been sent */
+	bool rx;      /* EOF has not come */
 	bool hung_up; /* the caller has closed its end */
-	bool muted;  /* no events wanted */
+	bool muted;   /* no events wanted */
 };
 
 struct client; /* serve.c */
@@ -51,12 +52,12 @@ struct fcvm_stream { /* all: link's lock, but what never changes */
 	uint32_t id;
 	unsigned op;
 	enum stream_state state;
-	int error;   /* -errno of a RESULT, once ENDED */
+	int error; /* -errno of a RESULT, once ENDED */
 	struct fcvm_buf reply;
 	int event;   /* eventfd: RESULT came; then: EXIT came; never changes */
 	bool handle; /* somebody of ours refers to it */
 	bool exited;
-	bool lost;   /* it ended without EXIT */
+	bool lost; /* it ended without EXIT */
 	struct fcvm_exit exit;
 	struct relay *relay; /* not NULL: a client's stream; the rest below is unused then */
 	unsigned nchannels;
@@ -79,13 +80,13 @@ struct fcvm_link {
 	/* lock: */
 	int carrier; /* never changes until the memory goes */
 	struct fcvm_source *source;
-	bool reading;      /* a caller has the reader's role */
-	bool out_waits;    /* EPOLLOUT is asked for */
-	bool dead;         /* no further frames in or out */
+	bool reading;   /* a caller has the reader's role */
+	bool out_waits; /* EPOLLOUT is asked for */
+	bool dead;      /* no further frames in or out */
 	bool buried;
-	bool frozen;       /* the valve: frames gather in `out` */
-	bool freezing;     /* operations wait, pumps stand, what is there is sent */
-	int why;           /* -errno and message of the end */
+	bool frozen;   /* the valve: frames gather in `out` */
+	bool freezing; /* operations wait, pumps stand, what is there is sent */
+	int why;       /* -errno and message of the end */
 	char why_text[256];
 	struct fcvm_buf out;
 	uint32_t next_id;
@@ -123,11 +124,13 @@ static inline bool fcvm_link_has_room(const struct fcvm_link *l)
 	return !l->dead && !l->frozen && !l->freezing && l->out.size < OUT_SOFT;
 }
 void fcvm_link_wake_waiters_locked(struct fcvm_link *l);
-/* Waits until operations may start. Called and returns with the lock held; on failure err is set. */
+/* Waits until operations may start. Called and returns with the lock held; on failure err is set.
+ */
 int fcvm_link_admit_locked(struct fcvm_link *l, const struct fcvm_until *until, const char *what,
 	struct fcvm_err *err);
 
-/* Sends OPEN of FREEZE and shuts the valve behind it; -EAGAIN: the carrier did not take all of it. */
+/* Sends OPEN of FREEZE and shuts the valve behind it; -EAGAIN: the carrier did not take all of it.
+ */
 int fcvm_link_open_freeze_locked(struct fcvm_link *l, uint32_t id);
 /* Sends OPEN of THAW, then what gathered behind the valve. */
 void fcvm_link_open_thaw_locked(struct fcvm_link *l, uint32_t id);
@@ -137,10 +140,12 @@ void fcvm_link_open_thaw_locked(struct fcvm_link *l, uint32_t id);
 /* Goes on after its RESULT. */
 bool fcvm_stream_lasts(unsigned op);
 struct fcvm_stream *fcvm_stream_find_locked(struct fcvm_link *l, uint32_t id);
-/* Makes one and puts it into the table, with the next id. event and the channels' fds are taken over. */
+/* Makes one and puts it into the table, with the next id. event and the channels' fds are taken
+ * over. */
 struct fcvm_stream *fcvm_stream_new_locked(struct fcvm_link *l, unsigned op, int event,
 	const struct fcvm_channel_spec *channels, unsigned nchannels);
-void fcvm_stream_frame_locked(struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload);
+void fcvm_stream_frame_locked(
+	struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload);
 /* Sends CLOSE if the agent has it open, closes the channels; freed if there is no handle. */
 void fcvm_stream_close_locked(struct fcvm_stream *s);
 /* Closes it if nobody and no channel needs it any more; may free it. */
@@ -150,9 +155,11 @@ void fcvm_stream_pump_all_locked(struct fcvm_link *l);     /* there is room agai
 
 /* ---- serve.c ---- */
 
-void fcvm_client_frame_locked(struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload);
-void fcvm_client_bury_locked(struct fcvm_link *l);      /* those that are gone */
+void fcvm_client_frame_locked(
+	struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload);
+void fcvm_client_bury_locked(struct fcvm_link *l); /* those that are gone */
 void fcvm_client_close_all_locked(struct fcvm_link *l);
-void fcvm_client_room_locked(struct fcvm_link *l); /* the link has room again: read the clients again */
+void fcvm_client_room_locked(
+	struct fcvm_link *l); /* the link has room again: read the clients again */
 
 #endif

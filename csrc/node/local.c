@@ -46,7 +46,8 @@ static struct local_node *local_of(struct fcvm_node *n)
 	return (struct local_node *)n;
 }
 
-/* ---- the spawner: PDEATHSIG follows the thread that forked, and this one lives as long as the node ---- */
+/* ---- the spawner: PDEATHSIG follows the thread that forked, and this one lives as long as the
+ * node ---- */
 
 static void *spawner(void *arg)
 {
@@ -117,8 +118,8 @@ int fcvm_local_reactor(struct fcvm_node *n, struct fcvm_reactor **ret, struct fc
 	return k < 0 ? fcvm_fail_errno(err, k, "local: start the reactor's thread") : 0;
 }
 
-/* Before its pidfd is closed: a child that is about to exec may hold a copy of that, and epoll would not notice.
- * On any thread but the reactor's r may be gone afterwards. */
+/* Before its pidfd is closed: a child that is about to exec may hold a copy of that, and epoll
+ * would not notice. On any thread but the reactor's r may be gone afterwards. */
 static void unlist(struct reap *r)
 {
 	struct reap **at = &r->local->reaps;
@@ -249,7 +250,8 @@ static void local_free(struct fcvm_node *n)
 	free(local);
 }
 
-static int local_poll(struct fcvm_node *n, const struct fcvm_until *until, struct pollfd *fds, unsigned count)
+static int local_poll(
+	struct fcvm_node *n, const struct fcvm_until *until, struct pollfd *fds, unsigned count)
 {
 	return fcvm_until_poll(until, fds, count);
 }

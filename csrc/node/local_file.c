@@ -16,8 +16,8 @@
 #include "base/fd.h"
 #include "node/node_private.h"
 
-int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
-	char **ret, size_t *ret_size, struct fcvm_err *err)
+int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max,
+	const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err)
 {
 	int k = fcvm_file_read(AT_FDCWD, path, max, ret, ret_size);
 
@@ -26,8 +26,8 @@ int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max, cons
 	return k < 0 ? fcvm_fail_errno(err, k, "local: read %s", path) : 0;
 }
 
-int fcvm_local_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
-	const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_local_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size,
+	mode_t mode, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	int k = fcvm_file_replace(AT_FDCWD, path, data, size, mode & 07777, false);
 
@@ -68,16 +68,16 @@ int fcvm_local_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool pa
 	return k < 0 ? fcvm_fail_errno(err, k, "local: mkdir %s", path) : 0;
 }
 
-int fcvm_local_rename(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_local_rename(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	if (rename(from, to) < 0)
 		return fcvm_fail_errno(err, -errno, "local: rename %s to %s", from, to);
 	return 0;
 }
 
-int fcvm_local_remove(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_local_remove(
+	struct fcvm_node *n, const char *path, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	int k = fcvm_tree_remove(AT_FDCWD, path);
 
@@ -105,8 +105,8 @@ static int reflink(const char *from, const char *to)
 	return k;
 }
 
-int fcvm_local_reflink(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_local_reflink(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	int k = reflink(from, to);
 

@@ -35,7 +35,9 @@ static int collect(struct fcvm_process *p, struct fcvm_exit *ret, struct fcvm_er
 {
 	int k = fcvm_proc_wait(&local_of(p)->proc, NULL, ret);
 
-	return k < 0 ? fcvm_fail_errno(err, k, "local: %s: wait for process %d", p->what, (int)p->pid) : 0;
+	return k < 0 ? fcvm_fail_errno(
+			       err, k, "local: %s: wait for process %d", p->what, (int)p->pid)
+		     : 0;
 }
 
 static int send_signal(struct fcvm_process *p, int signo, struct fcvm_err *err)
@@ -210,11 +212,13 @@ static int find_user(const char *user, struct ids *ret, struct fcvm_err *err)
 		getpwnam_r(user, &pw, buf, sizeof buf, &found);
 	if (!found && !number)
 		return fcvm_fail(err, -ENOENT, "local: there is no user %s", user);
-	*ret = (struct ids){.uid = found ? found->pw_uid : (uid_t)uid, .gid = found ? found->pw_gid : (gid_t)uid};
+	*ret = (struct ids){.uid = found ? found->pw_uid : (uid_t)uid,
+		.gid = found ? found->pw_gid : (gid_t)uid};
 	if (number && *end == ':') {
 		ret->gid = strtoul(end + 1, &end, 10);
 		if (*end)
-			return fcvm_fail(err, -EINVAL, "local: user %s: want a name, UID or UID:GID", user);
+			return fcvm_fail(
+				err, -EINVAL, "local: user %s: want a name, UID or UID:GID", user);
 	}
 	ret->ngroups = MAX_GROUPS;
 	if (!found) {
@@ -268,8 +272,8 @@ static int start(struct local_process *l, const struct fcvm_spawn *spec, const s
 	return 0;
 }
 
-int fcvm_local_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec, const struct fcvm_until *until,
-	struct fcvm_process **ret, struct fcvm_err *err)
+int fcvm_local_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec,
+	const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *p = NULL;
 	struct local_process *l;

@@ -49,7 +49,8 @@ static int parse_tcp(const char *text, struct address *ret)
 	}
 	memcpy(host, text, size);
 	host[size] = 0;
-	if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host, &ret->in.sin_addr) == 1) {
+	if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host,
+		    &ret->in.sin_addr) == 1) {
 		ret->in.sin_family = AF_INET;
 		ret->in.sin_port = htons(port);
 		ret->size = sizeof ret->in;
@@ -95,7 +96,8 @@ static void address_done(struct address *a)
 }
 
 /* The address and a socket for it, non-blocking. fd or -errno, with the message. */
-static int make_socket(const char *verb, const char *text, struct address *ret, struct fcvm_err *err)
+static int make_socket(
+	const char *verb, const char *text, struct address *ret, struct fcvm_err *err)
 {
 	int one = 1, fd = -1, k = -EINVAL;
 
@@ -109,7 +111,8 @@ static int make_socket(const char *verb, const char *text, struct address *ret, 
 		k = fd < 0 ? -errno : fd;
 	}
 	if (k == -EINVAL)
-		return fcvm_fail(err, k, "local: %s %s: want unix:/path or tcp:ADDRESS:PORT", verb, text);
+		return fcvm_fail(
+			err, k, "local: %s %s: want unix:/path or tcp:ADDRESS:PORT", verb, text);
 	if (k < 0)
 		return fcvm_fail_errno(err, k, "local: %s %s", verb, text);
 	if (ret->any.sa_family != AF_UNIX)
@@ -133,7 +136,8 @@ static int await_connected(int fd, const struct fcvm_until *until)
 	return -code;
 }
 
-/* A Unix listener whose backlog is full cannot be polled for: only a blocking connect waits in its queue. */
+/* A Unix listener whose backlog is full cannot be polled for: only a blocking connect waits in its
+ * queue. */
 static int connect_full(int fd, const struct address *a, const struct fcvm_until *until)
 {
 	const struct timeval slice = {.tv_usec = 50 * 1000};
@@ -155,8 +159,8 @@ static int connect_full(int fd, const struct address *a, const struct fcvm_until
 	return fcvm_fd_nonblock(fd, true);
 }
 
-int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err)
+int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
+	int *ret_fd, struct fcvm_err *err)
 {
 	_cleanup_(address_done) struct address a;
 	_cleanup_close_ int fd = make_socket("connect to", address, &a, err);
@@ -185,8 +189,8 @@ struct local_listener {
 	bool is_unix;
 };
 
-static int local_accept(struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err)
+static int local_accept(
+	struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err)
 {
 	struct pollfd p = {.fd = ((struct local_listener *)l)->fd, .events = POLLIN};
 
@@ -220,7 +224,8 @@ static int bind_and_listen(int fd, const struct address *a)
 {
 	int one = 1;
 
-	/* A Unix socket's file takes its mode from the socket's own: nobody else can connect even at first. */
+	/* A Unix socket's file takes its mode from the socket's own: nobody else can connect even
+	 * at first. */
 	if (a->any.sa_family == AF_UNIX)
 		fchmod(fd, 0600);
 	else

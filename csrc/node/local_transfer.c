@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Trees of the local node: base/tree.h packs and unpacks on a thread of the transfer's own. The thread has one end
- * of a socketpair, which it never closes: so the handle can shut it down, whatever became of the caller's end,
- * and the thread comes out of its read or write.
+ * Trees of the local node: base/tree.h packs and unpacks on a thread of the transfer's own. The
+ * thread has one end of a socketpair, which it never closes: so the handle can shut it down,
+ * whatever became of the caller's end, and the thread comes out of its read or write.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -126,8 +126,8 @@ static int start(struct local_transfer *t)
 	return k;
 }
 
-static int begin(struct fcvm_node *n, const char *verb, const char *path, const char *base_name, bool put,
-	bool keep_owner, struct fcvm_process **ret, struct fcvm_err *err)
+static int begin(struct fcvm_node *n, const char *verb, const char *path, const char *base_name,
+	bool put, bool keep_owner, struct fcvm_process **ret, struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *p = NULL;
 	struct local_transfer *t = calloc(1, sizeof *t);

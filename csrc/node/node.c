@@ -26,14 +26,14 @@ const char *fcvm_node_name(const struct fcvm_node *n)
 	return n->name;
 }
 
-int fcvm_node_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec, const struct fcvm_until *until,
-	struct fcvm_process **ret, struct fcvm_err *err)
+int fcvm_node_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec,
+	const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err)
 {
 	return n->ops->spawn(n, spec, until, ret, err);
 }
 
-int fcvm_node_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err)
+int fcvm_node_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
+	int *ret_fd, struct fcvm_err *err)
 {
 	return n->ops->connect(n, address, until, ret_fd, err);
 }
@@ -56,14 +56,14 @@ int fcvm_node_put(struct fcvm_node *n, const char *path, const char *base_name, 
 	return n->ops->put(n, path, base_name, keep_owner, until, ret, err);
 }
 
-int fcvm_node_read_file(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
-	char **ret, size_t *ret_size, struct fcvm_err *err)
+int fcvm_node_read_file(struct fcvm_node *n, const char *path, size_t max,
+	const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err)
 {
 	return n->ops->read_file(n, path, max, until, ret, ret_size, err);
 }
 
-int fcvm_node_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
-	const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_node_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size,
+	mode_t mode, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	return n->ops->write_file(n, path, data, size, mode, until, err);
 }
@@ -80,20 +80,20 @@ int fcvm_node_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool par
 	return n->ops->mkdir(n, path, mode, parents, lease, until, err);
 }
 
-int fcvm_node_rename(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_node_rename(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	return n->ops->rename(n, from, to, until, err);
 }
 
-int fcvm_node_remove(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_node_remove(
+	struct fcvm_node *n, const char *path, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	return n->ops->remove(n, path, until, err);
 }
 
-int fcvm_node_reflink(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err)
+int fcvm_node_reflink(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	return n->ops->reflink(n, from, to, until, err);
 }

@@ -12,31 +12,32 @@
 struct node_ops {
 	void (*free)(struct fcvm_node *n);
 	/* fcvm_until_poll; an agent node reads its link meanwhile. */
-	int (*poll)(struct fcvm_node *n, const struct fcvm_until *until, struct pollfd *fds, unsigned count);
-	int (*spawn)(struct fcvm_node *n, const struct fcvm_spawn *spec, const struct fcvm_until *until,
-		struct fcvm_process **ret, struct fcvm_err *err);
-	int (*connect)(struct fcvm_node *n, const char *address, const struct fcvm_until *until, int *ret_fd,
-		struct fcvm_err *err);
+	int (*poll)(struct fcvm_node *n, const struct fcvm_until *until, struct pollfd *fds,
+		unsigned count);
+	int (*spawn)(struct fcvm_node *n, const struct fcvm_spawn *spec,
+		const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err);
+	int (*connect)(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
+		int *ret_fd, struct fcvm_err *err);
 	int (*listen)(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
 		struct fcvm_listener **ret, struct fcvm_err *err);
 	int (*get)(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 		struct fcvm_process **ret, struct fcvm_err *err);
 	int (*put)(struct fcvm_node *n, const char *path, const char *base_name, bool keep_owner,
 		const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err);
-	int (*read_file)(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
-		char **ret, size_t *ret_size, struct fcvm_err *err);
-	int (*write_file)(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
-		const struct fcvm_until *until, struct fcvm_err *err);
+	int (*read_file)(struct fcvm_node *n, const char *path, size_t max,
+		const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err);
+	int (*write_file)(struct fcvm_node *n, const char *path, const void *data, size_t size,
+		mode_t mode, const struct fcvm_until *until, struct fcvm_err *err);
 	int (*stat)(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 		struct fcvm_node_stat *ret, struct fcvm_err *err);
 	int (*mkdir)(struct fcvm_node *n, const char *path, mode_t mode, bool parents, bool lease,
 		const struct fcvm_until *until, struct fcvm_err *err);
-	int (*rename)(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-		struct fcvm_err *err);
+	int (*rename)(struct fcvm_node *n, const char *from, const char *to,
+		const struct fcvm_until *until, struct fcvm_err *err);
 	int (*remove)(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 		struct fcvm_err *err);
-	int (*reflink)(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-		struct fcvm_err *err);
+	int (*reflink)(struct fcvm_node *n, const char *from, const char *to,
+		const struct fcvm_until *until, struct fcvm_err *err);
 	int (*info)(struct fcvm_node *n, const struct fcvm_until *until, struct fcvm_node_info *ret,
 		struct fcvm_err *err);
 };
@@ -53,7 +54,8 @@ struct process_ops {
 	/* The process has ended (exit_fd is readable). */
 	int (*collect)(struct fcvm_process *p, struct fcvm_exit *ret, struct fcvm_err *err);
 	int (*signal)(struct fcvm_process *p, int signo, struct fcvm_err *err);
-	int (*resize)(struct fcvm_process *p, unsigned rows, unsigned columns, struct fcvm_err *err);
+	int (*resize)(
+		struct fcvm_process *p, unsigned rows, unsigned columns, struct fcvm_err *err);
 	/* Kills if it must; the common part is freed by the caller. */
 	void (*free)(struct fcvm_process *p);
 };
@@ -91,7 +93,8 @@ int fcvm_local_reactor(struct fcvm_node *local, struct fcvm_reactor **ret, struc
 /* Remembers a folder that goes with the node. */
 int fcvm_local_lease(struct fcvm_node *local, const char *path);
 
-/* local_process.c: called by local.c on the spawner's thread, and the hand-over in the other direction. */
+/* local_process.c: called by local.c on the spawner's thread, and the hand-over in the other
+ * direction. */
 struct fcvm_local_spawn {
 	const struct fcvm_proc_spec *spec;
 	struct fcvm_proc *ret;
@@ -100,17 +103,17 @@ struct fcvm_local_spawn {
 	bool done;
 	struct fcvm_local_spawn *next;
 };
-int fcvm_local_fork(struct fcvm_node *local, const struct fcvm_proc_spec *spec, struct fcvm_proc *ret,
-	struct fcvm_err *err);
+int fcvm_local_fork(struct fcvm_node *local, const struct fcvm_proc_spec *spec,
+	struct fcvm_proc *ret, struct fcvm_err *err);
 /* Reaps it when it ends; takes the pidfd over. killed: it is about to. */
 void fcvm_local_reap(struct fcvm_node *local, struct fcvm_proc *p, bool killed);
 
-int fcvm_local_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec, const struct fcvm_until *until,
-	struct fcvm_process **ret, struct fcvm_err *err);
+int fcvm_local_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec,
+	const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err);
 
 /* local_socket.c */
-int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err);
+int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
+	int *ret_fd, struct fcvm_err *err);
 int fcvm_local_listen(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
 	struct fcvm_listener **ret, struct fcvm_err *err);
 
@@ -121,27 +124,27 @@ int fcvm_local_put(struct fcvm_node *n, const char *path, const char *base_name,
 	const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err);
 
 /* local_file.c: the rest of a local node's operations */
-int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
-	char **ret, size_t *ret_size, struct fcvm_err *err);
-int fcvm_local_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
-	const struct fcvm_until *until, struct fcvm_err *err);
+int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max,
+	const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err);
+int fcvm_local_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size,
+	mode_t mode, const struct fcvm_until *until, struct fcvm_err *err);
 int fcvm_local_stat(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 	struct fcvm_node_stat *ret, struct fcvm_err *err);
 int fcvm_local_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool parents, bool lease,
 	const struct fcvm_until *until, struct fcvm_err *err);
-int fcvm_local_rename(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err);
+int fcvm_local_rename(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err);
 int fcvm_local_remove(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 	struct fcvm_err *err);
-int fcvm_local_reflink(struct fcvm_node *n, const char *from, const char *to, const struct fcvm_until *until,
-	struct fcvm_err *err);
+int fcvm_local_reflink(struct fcvm_node *n, const char *from, const char *to,
+	const struct fcvm_until *until, struct fcvm_err *err);
 int fcvm_local_info(struct fcvm_node *n, const struct fcvm_until *until, struct fcvm_node_info *ret,
 	struct fcvm_err *err);
 
 /* transfer.c: read_file and write_file by way of get and put */
-int fcvm_transfer_read_file(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
-	char **ret, size_t *ret_size, struct fcvm_err *err);
-int fcvm_transfer_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
-	const struct fcvm_until *until, struct fcvm_err *err);
+int fcvm_transfer_read_file(struct fcvm_node *n, const char *path, size_t max,
+	const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err);
+int fcvm_transfer_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size,
+	mode_t mode, const struct fcvm_until *until, struct fcvm_err *err);
 
 #endif

@@ -67,7 +67,8 @@ int fcvm_process_wait(struct fcvm_process *p, const struct fcvm_until *until, st
 	if (!p->ended) {
 		k = p->node->ops->poll(p->node, until, &fd, 1);
 		if (k < 0)
-			return fcvm_fail_errno(err, k, "%s: %s: waiting for its end", p->node->name, p->what);
+			return fcvm_fail_errno(
+				err, k, "%s: %s: waiting for its end", p->node->name, p->what);
 		k = p->ops->collect(p, &p->exit, err);
 		if (k < 0)
 			return k;
@@ -80,15 +81,17 @@ int fcvm_process_wait(struct fcvm_process *p, const struct fcvm_until *until, st
 int fcvm_process_signal(struct fcvm_process *p, int signo, struct fcvm_err *err)
 {
 	if (signo < 1 || signo >= NSIG)
-		return fcvm_fail(err, -EINVAL, "%s: %s: %d is no signal", p->node->name, p->what, signo);
+		return fcvm_fail(
+			err, -EINVAL, "%s: %s: %d is no signal", p->node->name, p->what, signo);
 	return p->ended ? 0 : p->ops->signal(p, signo, err);
 }
 
-int fcvm_process_resize(struct fcvm_process *p, unsigned rows, unsigned columns, struct fcvm_err *err)
+int fcvm_process_resize(
+	struct fcvm_process *p, unsigned rows, unsigned columns, struct fcvm_err *err)
 {
 	if (rows > 0xffff || columns > 0xffff)
-		return fcvm_fail(err, -EINVAL, "%s: %s: a terminal of %u x %u is too large", p->node->name,
-			p->what, rows, columns);
+		return fcvm_fail(err, -EINVAL, "%s: %s: a terminal of %u x %u is too large",
+			p->node->name, p->what, rows, columns);
 	return p->ended ? 0 : p->ops->resize(p, rows, columns, err);
 }
 
@@ -104,8 +107,8 @@ void fcvm_process_free(struct fcvm_process *p)
 	free(p);
 }
 
-int fcvm_listener_accept(struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd,
-	struct fcvm_err *err)
+int fcvm_listener_accept(
+	struct fcvm_listener *l, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err)
 {
 	return l->accept(l, until, ret_fd, err);
 }

@@ -34,7 +34,8 @@ struct fcvm_source {
 	void *data;
 	uint64_t tag;
 	int fd;
-	uint32_t events; /* the owner's lock: callers of _set, _mute and _remove exclude each other */
+	uint32_t events; /* the owner's lock: callers of _set, _mute and _remove exclude each other
+			  */
 	bool added;      /* the same; known to epoll */
 	bool removed;    /* reactor's lock */
 };
@@ -156,8 +157,8 @@ void fcvm_reactor_free(struct fcvm_reactor *r)
 	free(r);
 }
 
-int fcvm_reactor_add(struct fcvm_reactor *r, int fd, uint32_t events, const struct fcvm_source_class *class,
-	void *data, uint64_t tag, struct fcvm_source **ret)
+int fcvm_reactor_add(struct fcvm_reactor *r, int fd, uint32_t events,
+	const struct fcvm_source_class *class, void *data, uint64_t tag, struct fcvm_source **ret)
 {
 	struct fcvm_source *s = calloc(1, sizeof *s);
 	struct epoll_event e = {.events = events, .data.ptr = s};

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One loop for everything that is run to its end, and exec, its first user. The loop waits by the node's own poll,
- * so behind an agent node it is the caller that reads the link: one wake-up per batch of frames.
+ * One loop for everything that is run to its end, and exec, its first user. The loop waits by the
+ * node's own poll, so behind an agent node it is the caller that reads the link: one wake-up per
+ * batch of frames.
  */
 #include "node/run.h"
 
@@ -63,13 +64,15 @@ struct run {
 int fcvm_run_failed(const struct fcvm_process *p, int code, struct fcvm_err *err)
 {
 	if (code == -ETIMEDOUT)
-		return fcvm_fail(err, code, "%s: %s: it did not end in time", p->node->name, p->what);
+		return fcvm_fail(
+			err, code, "%s: %s: it did not end in time", p->node->name, p->what);
 	if (code == -ECANCELED)
 		return fcvm_fail(err, code, "%s: %s: canceled", p->node->name, p->what);
 	return fcvm_fail_errno(err, code, "%s: %s: waiting for it", p->node->name, p->what);
 }
 
-/* As much of the input as fd 0 takes. A program that does not read its input is no failure of ours. */
+/* As much of the input as fd 0 takes. A program that does not read its input is no failure of ours.
+ */
 static void feed(struct run *r)
 {
 	int fd = r->p->fds[0];
@@ -78,7 +81,8 @@ static void feed(struct run *r)
 		ssize_t n = 0;
 
 		if (r->input->iov_len > 0) {
-			n = send(fd, r->input->iov_base, r->input->iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+			n = send(fd, r->input->iov_base, r->input->iov_len,
+				MSG_DONTWAIT | MSG_NOSIGNAL);
 			if (n < 0 && errno == ENOTSOCK) /* a terminal */
 				n = write(fd, r->input->iov_base, r->input->iov_len);
 		}
@@ -98,7 +102,8 @@ static void feed(struct run *r)
 	fcvm_process_close_fd(r->p, 0);
 }
 
-/* Reads fd i, at most `most` bytes; closes it at its end. Returns the bytes, 0 if there are none now. */
+/* Reads fd i, at most `most` bytes; closes it at its end. Returns the bytes, 0 if there are none
+ * now. */
 static int drink(struct run *r, unsigned i, size_t most, struct fcvm_err *err)
 {
 	ssize_t n;
@@ -121,7 +126,8 @@ static int drink(struct run *r, unsigned i, size_t most, struct fcvm_err *err)
 	return n;
 }
 
-/* The program is gone, but others may hold its pipe open: what it holds is taken, no more is waited for. */
+/* The program is gone, but others may hold its pipe open: what it holds is taken, no more is waited
+ * for. */
 static int drain_held(struct run *r, struct fcvm_err *err)
 {
 	for (unsigned i = 1; i < 3; i++) {
@@ -193,10 +199,15 @@ static int turn(struct run *r, const struct fcvm_until *until, struct fcvm_err *
 }
 
 int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struct fcvm_sink *out,
-	struct fcvm_sink *text, const struct fcvm_until *until, struct fcvm_exit *ret, struct fcvm_err *err)
+	struct fcvm_sink *text, const struct fcvm_until *until, struct fcvm_exit *ret,
+	struct fcvm_err *err)
 {
 	_cleanup_free_ char *chunk = malloc(CHUNK);
-	struct run r = {.p = p, .input = input, .ninput = ninput, .sink = {NULL, out, text}, .chunk = chunk};
+	struct run r = {.p = p,
+		.input = input,
+		.ninput = ninput,
+		.sink = {NULL, out, text},
+		.chunk = chunk};
 	int k = chunk ? 0 : fcvm_fail_errno(err, -ENOMEM, "%s: %s", p->node->name, p->what);
 
 	if (k == 0 && p->fds[0] >= 0)
@@ -216,7 +227,8 @@ int fcvm_run_refused(const struct fcvm_process *p, const char *path, struct fcvm
 	struct fcvm_node_stat st;
 	int k = fcvm_node_stat(p->node, path, until, &st, NULL);
 
-	return fcvm_fail(err, k < 0 ? k : -EIO, "%s: %s: %s", p->node->name, p->what, line[0] ? line : "it failed");
+	return fcvm_fail(err, k < 0 ? k : -EIO, "%s: %s: %s", p->node->name, p->what,
+		line[0] ? line : "it failed");
 }
 
 char *fcvm_run_parent(const char *path)
@@ -241,8 +253,9 @@ static int give(struct fcvm_collector *c, char **ret, size_t *ret_size)
 	return 0;
 }
 
-int fcvm_node_exec(struct fcvm_node *n, const struct fcvm_spawn *spec, const void *input, size_t input_size,
-	size_t limit, const struct fcvm_until *until, struct fcvm_output *ret, struct fcvm_err *err)
+int fcvm_node_exec(struct fcvm_node *n, const struct fcvm_spawn *spec, const void *input,
+	size_t input_size, size_t limit, const struct fcvm_until *until, struct fcvm_output *ret,
+	struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *p = NULL;
 	struct iovec in = {.iov_base = (void *)input, .iov_len = input_size};

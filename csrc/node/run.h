@@ -26,11 +26,13 @@ void fcvm_collector_init(struct fcvm_collector *c, size_t limit);
 const char *fcvm_collector_line(struct fcvm_collector *c);
 
 /*
- * Writes the pieces of input to fd 0 and closes it, feeds what comes on fds 1 and 2 to the sinks, until the process
- * has ended and both are at their end. Consumes `input`. -ETIMEDOUT, -ECANCELED, -ECONNRESET.
+ * Writes the pieces of input to fd 0 and closes it, feeds what comes on fds 1 and 2 to the sinks,
+ * until the process has ended and both are at their end. Consumes `input`. -ETIMEDOUT, -ECANCELED,
+ * -ECONNRESET.
  */
 int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struct fcvm_sink *out,
-	struct fcvm_sink *text, const struct fcvm_until *until, struct fcvm_exit *ret, struct fcvm_err *err);
+	struct fcvm_sink *text, const struct fcvm_until *until, struct fcvm_exit *ret,
+	struct fcvm_err *err);
 
 /* "NODE: WHAT: ..." for a wait that failed with code. */
 int fcvm_run_failed(const struct fcvm_process *p, int code, struct fcvm_err *err);

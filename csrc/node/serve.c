@@ -4,16 +4,18 @@
  *
  * Theory of operation
  *
- * - A client speaks the protocol of wire/wire.h as if we were the agent. HELLO is answered here; each of its
- *   streams is a stream of our link with a number of its own (struct relay). Frames are passed on with the number
- *   exchanged, and nothing else: credit is the two ends' own, so a slow end stalls its stream only.
- * - The agent holds us to account for what clients send, so a client's credit is counted here and who breaks the
- *   rules is dropped. So is the agent's towards the client.
- * - A client is read only while the link has room and the client takes what was sent to it. What may come for
- *   streams that it has opened all the same is bounded by OUT_TOTAL over all clients: the one with most is
- *   dropped.
- * - A client that goes is marked, and buried when the lock is left (fcvm_link_unlock): then nobody walks through
- *   its streams. Its streams are closed, which ends its programs; its leased folders are removed.
+ * - A client speaks the protocol of wire/wire.h as if we were the agent. HELLO is answered here;
+ * each of its streams is a stream of our link with a number of its own (struct relay). Frames are
+ * passed on with the number exchanged, and nothing else: credit is the two ends' own, so a slow end
+ * stalls its stream only.
+ * - The agent holds us to account for what clients send, so a client's credit is counted here and
+ * who breaks the rules is dropped. So is the agent's towards the client.
+ * - A client is read only while the link has room and the client takes what was sent to it. What
+ * may come for streams that it has opened all the same is bounded by OUT_TOTAL over all clients:
+ * the one with most is dropped.
+ * - A client that goes is marked, and buried when the lock is left (fcvm_link_unlock): then nobody
+ * walks through its streams. Its streams are closed, which ends its programs; its leased folders
+ * are removed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +34,7 @@
 enum {
 	CLIENTS_MAX = 64,
 	CLIENT_STREAMS = 1024,
-	OWN_STREAMS = 1024,            /* kept for ourselves */
+	OWN_STREAMS = 1024, /* kept for ourselves */
 	CLIENT_FOLDERS = 1024,
 	CLIENT_SOFT = 1024 * 1024,     /* waiting for the client: it is not read */
 	OUT_TOTAL = 128 * 1024 * 1024, /* over all clients */
@@ -49,8 +51,8 @@ struct relay {
 	struct relay *next; /* in its bucket */
 	struct client *client;
 	struct fcvm_stream *stream;
-	uint32_t id; /* the client's */
-	struct folder *folder; /* MKDIR of a lease, until its RESULT */
+	uint32_t id;                        /* the client's */
+	struct folder *folder;              /* MKDIR of a lease, until its RESULT */
 	uint32_t tx[FCVM_WIRE_MAX_CHANNEL]; /* bytes that the client may send */
 	uint32_t rx[FCVM_WIRE_MAX_CHANNEL]; /* ... the agent */
 };
@@ -63,7 +65,7 @@ struct client {
 	struct fcvm_source *source;
 	bool gone;
 	bool greeted;
-	bool stalled;   /* whole frames may be left in `in` */
+	bool stalled; /* whole frames may be left in `in` */
 	bool out_waits;
 	uint32_t last_id;
 	struct fcvm_buf in, out;
@@ -89,13 +91,15 @@ static void watch_client(struct client *c)
 {
 	/* Its hang-up is told in any case. */
 	if (!c->gone)
-		fcvm_source_set(c->source, (may_read(c) ? EPOLLIN : 0) | (c->out_waits ? EPOLLOUT : 0));
+		fcvm_source_set(
+			c->source, (may_read(c) ? EPOLLIN : 0) | (c->out_waits ? EPOLLOUT : 0));
 }
 
 static void flush_client(struct client *c)
 {
 	while (c->out.size > 0 && !c->gone) {
-		ssize_t n = send(c->fd, fcvm_buf_head(&c->out), c->out.size, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(
+			c->fd, fcvm_buf_head(&c->out), c->out.size, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -128,8 +132,8 @@ static void bound_output(struct fcvm_link *l)
 		leave(most);
 }
 
-static void to_client(struct client *c, unsigned type, unsigned channel, uint32_t id, const void *payload,
-	size_t size, uint32_t arg)
+static void to_client(struct client *c, unsigned type, unsigned channel, uint32_t id,
+	const void *payload, size_t size, uint32_t arg)
 {
 	char *at;
 
@@ -210,7 +214,8 @@ static void drop_relays(struct client *c)
 			drop_relay(c->relays[i]);
 }
 
-/* The agent knows one lease only, ours; so the client's folders are removed by request. Nobody waits. */
+/* The agent knows one lease only, ours; so the client's folders are removed by request. Nobody
+ * waits. */
 static void drop_folders(struct client *c)
 {
 	struct fcvm_link *l = c->link;
@@ -222,8 +227,8 @@ static void drop_folders(struct client *c)
 
 		fcvm_wire_put_string(&w, f->path);
 		if (!w.bad && l->next_id < UINT32_MAX)
-			fcvm_link_frame_locked(l, FCVM_WIRE_OPEN, 0, l->next_id++, payload, w.at - payload,
-				FCVM_WIRE_REMOVE);
+			fcvm_link_frame_locked(l, FCVM_WIRE_OPEN, 0, l->next_id++, payload,
+				w.at - payload, FCVM_WIRE_REMOVE);
 		c->folders = f->next;
 		free(f);
 	}
@@ -251,11 +256,12 @@ static void on_result(struct relay *r, const struct fcvm_wire_header *h, const u
 
 static void broke_rules(struct fcvm_stream *s, const char *how)
 {
-	fcvm_link_end_locked(s->link, -EPROTO, "the agent sent %s on stream %u, which is relayed", how,
-		(unsigned)s->id);
+	fcvm_link_end_locked(s->link, -EPROTO, "the agent sent %s on stream %u, which is relayed",
+		how, (unsigned)s->id);
 }
 
-void fcvm_client_frame_locked(struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
+void fcvm_client_frame_locked(
+	struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
 {
 	struct relay *r = s->relay;
 
@@ -331,7 +337,8 @@ static int leased_folder(struct client *c, const uint8_t *payload, size_t size, 
 }
 
 /* The listener's number among ours, in place of the client's. */
-static int map_listener(struct client *c, const uint8_t *payload, size_t size, uint8_t mapped[static 4])
+static int map_listener(
+	struct client *c, const uint8_t *payload, size_t size, uint8_t mapped[static 4])
 {
 	struct fcvm_wire_reader r = fcvm_wire_reader(payload, size);
 	struct fcvm_wire_writer w = fcvm_wire_writer(mapped, 4);
@@ -386,7 +393,8 @@ static void obey_open(struct client *c, const struct fcvm_wire_header *h, const 
 	if (k < 0) {
 		free(folder);
 		refuse(c, h->stream, k,
-			k == -EPERM ? "only the process that runs the VM may do that" : strerror(-k));
+			k == -EPERM ? "only the process that runs the VM may do that"
+				    : strerror(-k));
 		return;
 	}
 	r->folder = folder;
@@ -425,7 +433,8 @@ static void obey_stream(struct relay *r, const struct fcvm_wire_header *h, const
 		r->rx[h->channel] += h->arg;
 		break;
 	}
-	fcvm_link_frame_locked(c->link, h->type, h->channel, r->stream->id, payload, h->length, h->arg);
+	fcvm_link_frame_locked(
+		c->link, h->type, h->channel, r->stream->id, payload, h->length, h->arg);
 }
 
 static void obey(struct client *c, const struct fcvm_wire_header *h, const uint8_t *payload)
@@ -592,7 +601,8 @@ static void add_client(struct fcvm_link *l, int fd)
 	c->link = l;
 	c->fd = fd;
 	c->number = l->next_client++;
-	if (fcvm_reactor_add(l->reactor, fd, EPOLLIN, &client_class, l, c->number, &c->source) < 0) {
+	if (fcvm_reactor_add(l->reactor, fd, EPOLLIN, &client_class, l, c->number, &c->source) <
+		0) {
 		fcvm_close(fd);
 		free(c);
 		return;
@@ -602,7 +612,8 @@ static void add_client(struct fcvm_link *l, int fd)
 	l->nclients++;
 }
 
-/* Out of descriptors: who waits is accepted by the spare one and turned away, lest the listener stay ready. */
+/* Out of descriptors: who waits is accepted by the spare one and turned away, lest the listener
+ * stay ready. */
 static void turn_away(struct fcvm_link *l)
 {
 	l->spare_fd = fcvm_close(l->spare_fd);
@@ -642,7 +653,8 @@ int fcvm_link_serve(struct fcvm_link *l, int listen_fd, uint64_t generation, str
 	else if (l->listen_fd >= 0)
 		k = fcvm_fail(err, -EBUSY, "%s: serve: it is served already", l->name);
 	if (k == 0) {
-		k = fcvm_reactor_add(l->reactor, listen_fd, EPOLLIN, &listener_class, l, 0, &l->listen_source);
+		k = fcvm_reactor_add(
+			l->reactor, listen_fd, EPOLLIN, &listener_class, l, 0, &l->listen_source);
 		if (k < 0)
 			fcvm_fail_errno(err, k, "%s: serve: watch the listener", l->name);
 	}

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The streams of a link and the pumps of their channels. Everything here runs under the link's lock. */
+/* The streams of a link and the pumps of their channels. Everything here runs under the link's
+ * lock. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,13 +158,15 @@ static void watch(struct fcvm_stream *s, struct channel *c)
 		events |= EPOLLIN;
 	if (c->in.size > 0)
 		events |= EPOLLOUT;
-	/* A hang-up is reported for as long as anything is watched; from then on credit and room drive. */
+	/* A hang-up is reported for as long as anything is watched; from then on credit and room
+	 * drive. */
 	if (c->hung_up)
 		events = 0;
 	if (!c->source && (events || c->two_way) && !c->hung_up) {
 		uint64_t tag = (uint64_t)s->id << 8 | (uint64_t)(c - s->channels);
 
-		if (fcvm_reactor_add(l->reactor, c->fd, events, &channel_class, l, tag, &c->source) < 0)
+		if (fcvm_reactor_add(
+			    l->reactor, c->fd, events, &channel_class, l, tag, &c->source) < 0)
 			fcvm_link_end_locked(l, -ENOMEM, "cannot watch a stream");
 	} else if (c->source && (events || (c->two_way && !c->hung_up))) {
 		fcvm_source_set(c->source, events);
@@ -213,7 +216,8 @@ static void receive(struct fcvm_stream *s, struct channel *c, const uint8_t *dat
 
 	if (size > c->rx_credit || !c->rx) {
 		fcvm_link_end_locked(l, -EPROTO, "the agent sent %s on stream %u, channel %u",
-			c->rx ? "more than its credit" : "data after the end", (unsigned)s->id, c->id);
+			c->rx ? "more than its credit" : "data after the end", (unsigned)s->id,
+			c->id);
 		return;
 	}
 	c->rx_credit -= size;
@@ -356,12 +360,13 @@ void fcvm_stream_pump_all_locked(struct fcvm_link *l)
 
 /* ---- frames of the agent ---- */
 
-static void obey_result(struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
+static void obey_result(
+	struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
 {
 	if (s->state != STREAM_OPENING) {
 		if (s->state == STREAM_OPEN)
-			fcvm_link_end_locked(s->link, -EPROTO, "the agent answered twice on stream %u",
-				(unsigned)s->id);
+			fcvm_link_end_locked(s->link, -EPROTO,
+				"the agent answered twice on stream %u", (unsigned)s->id);
 		return;
 	}
 	if (h->length > 0 && fcvm_buf_append(&s->reply, payload, h->length) < 0) {
@@ -383,7 +388,8 @@ static void obey_result(struct fcvm_stream *s, const struct fcvm_wire_header *h,
 static void obey_exit(struct fcvm_stream *s, uint32_t status)
 {
 	if (s->exited) {
-		fcvm_link_end_locked(s->link, -EPROTO, "the agent ended stream %u twice", (unsigned)s->id);
+		fcvm_link_end_locked(
+			s->link, -EPROTO, "the agent ended stream %u twice", (unsigned)s->id);
 		return;
 	}
 	s->exited = true;
@@ -393,8 +399,8 @@ static void obey_exit(struct fcvm_stream *s, uint32_t status)
 		s->exit = (struct fcvm_exit){.code = status};
 	if (s->event >= 0)
 		eventfd_write(s->event, 1);
-	/* All of its output came before, so its end is the output's. Writing to its stdin fails from now on, as
-	 * with a pipe. */
+	/* All of its output came before, so its end is the output's. Writing to its stdin fails
+	 * from now on, as with a pipe. */
 	for (unsigned i = 0; i < s->nchannels; i++) {
 		struct channel *c = &s->channels[i];
 
@@ -433,7 +439,8 @@ static void obey_channel(struct fcvm_stream *s, struct channel *c, const struct 
 	} else {
 		if (h->arg > FCVM_WIRE_WINDOW - c->tx_credit) {
 			fcvm_link_end_locked(s->link, -EPROTO,
-				"the agent gave more credit than there is on stream %u", (unsigned)s->id);
+				"the agent gave more credit than there is on stream %u",
+				(unsigned)s->id);
 			return;
 		}
 		c->tx_credit += h->arg;
@@ -444,7 +451,8 @@ static void obey_channel(struct fcvm_stream *s, struct channel *c, const struct 
 	fcvm_stream_settle_locked(s);
 }
 
-void fcvm_stream_frame_locked(struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
+void fcvm_stream_frame_locked(
+	struct fcvm_stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
 {
 	if (h->type == FCVM_WIRE_RESULT) {
 		obey_result(s, h, payload);
@@ -453,8 +461,8 @@ void fcvm_stream_frame_locked(struct fcvm_stream *s, const struct fcvm_wire_head
 	if (s->state == STREAM_ENDED)
 		return;
 	if (s->state == STREAM_OPENING) {
-		fcvm_link_end_locked(s->link, -EPROTO, "the agent sent a frame of type %u before its RESULT",
-			h->type);
+		fcvm_link_end_locked(s->link, -EPROTO,
+			"the agent sent a frame of type %u before its RESULT", h->type);
 		return;
 	}
 	if (h->type == FCVM_WIRE_EXIT) {
@@ -474,6 +482,7 @@ void fcvm_stream_frame_locked(struct fcvm_stream *s, const struct fcvm_wire_head
 			return;
 		}
 	}
-	fcvm_link_end_locked(s->link, -EPROTO, "the agent sent a frame on channel %u of stream %u, which has none",
-		h->channel, (unsigned)s->id);
+	fcvm_link_end_locked(s->link, -EPROTO,
+		"the agent sent a frame on channel %u of stream %u, which has none", h->channel,
+		(unsigned)s->id);
 }

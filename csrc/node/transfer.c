@@ -12,7 +12,7 @@
 
 enum {
 	TEXT_MAX = 1400,
-	LINKS_MAX = 40,   /* symlinks followed, as by the kernel */
+	LINKS_MAX = 40, /* symlinks followed, as by the kernel */
 	TARGET_MAX = 4096,
 };
 
@@ -41,7 +41,8 @@ static int grow(struct file_sink *f, uint64_t size, struct fcvm_err *err)
 	char *bigger;
 
 	if (size > f->max)
-		return fcvm_fail(err, -EFBIG, "read %s: it has more than %zu bytes", f->path, f->max);
+		return fcvm_fail(
+			err, -EFBIG, "read %s: it has more than %zu bytes", f->path, f->max);
 	if (size > f->size)
 		f->size = size;
 	if (f->size < f->room)
@@ -148,7 +149,8 @@ static int take_file(struct fcvm_sink *s, const void *data, size_t size, struct 
 }
 
 /* Fetches path itself: its content, or where it points. */
-static int fetch(struct fcvm_node *n, struct file_sink *f, const struct fcvm_until *until, struct fcvm_err *err)
+static int fetch(struct fcvm_node *n, struct file_sink *f, const struct fcvm_until *until,
+	struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *p = NULL;
 	struct fcvm_collector text;
@@ -179,8 +181,8 @@ static char *follow(const char *path, const char *target)
 	return fcvm_asprintf("%.*s/%s", (int)(slash - path), path, target);
 }
 
-int fcvm_transfer_read_file(struct fcvm_node *n, const char *path, size_t max, const struct fcvm_until *until,
-	char **ret, size_t *ret_size, struct fcvm_err *err)
+int fcvm_transfer_read_file(struct fcvm_node *n, const char *path, size_t max,
+	const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err)
 {
 	_cleanup_free_ struct file_sink *f = calloc(1, sizeof *f);
 	_cleanup_free_ char *real = strdup(path);
@@ -199,7 +201,8 @@ int fcvm_transfer_read_file(struct fcvm_node *n, const char *path, size_t max, c
 		free(real);
 		real = next;
 		if (!real || links == LINKS_MAX)
-			k = fcvm_fail_errno(err, real ? -ELOOP : -ENOMEM, "%s: read %s", n->name, path);
+			k = fcvm_fail_errno(
+				err, real ? -ELOOP : -ENOMEM, "%s: read %s", n->name, path);
 	}
 	if (k < 0) {
 		if (f)
@@ -224,8 +227,8 @@ struct __attribute__((packed)) file_tail {
 	struct fcvm_tree_entry end;
 };
 
-int fcvm_transfer_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size, mode_t mode,
-	const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_transfer_write_file(struct fcvm_node *n, const char *path, const void *data, size_t size,
+	mode_t mode, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	_cleanup_(cleanup_fcvm_process_free) struct fcvm_process *p = NULL;
 	struct file_head head = {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* LIBS: node wire base */
 /*
- * The host's end of a link against agents that break the rules: each is a thread with the other end of a
- * socketpair. Whatever they do must give an error in good time, and bounded memory.
+ * The host's end of a link against agents that break the rules: each is a thread with the other end
+ * of a socketpair. Whatever they do must give an error in good time, and bounded memory.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -42,8 +42,8 @@ static bool put_raw(struct fake *f, const void *data, size_t size)
 	return fcvm_fd_send_until(f->fd, data, size, &until) == 0;
 }
 
-static bool put(struct fake *f, unsigned type, unsigned channel, uint32_t stream, const void *payload, size_t size,
-	uint32_t arg)
+static bool put(struct fake *f, unsigned type, unsigned channel, uint32_t stream,
+	const void *payload, size_t size, uint32_t arg)
 {
 	uint8_t head[16];
 
@@ -61,7 +61,8 @@ static bool take(struct fake *f, int ms)
 		const uint8_t *payload;
 		size_t skip;
 		ssize_t n;
-		int k = fcvm_wire_parse(f->in.data ? fcvm_buf_head(&f->in) : "", f->in.size, &f->h, &payload, &skip);
+		int k = fcvm_wire_parse(f->in.data ? fcvm_buf_head(&f->in) : "", f->in.size, &f->h,
+			&payload, &skip);
 
 		if (k > 0) {
 			if (f->h.length)
@@ -203,7 +204,8 @@ static bool started(struct fake *f)
 	uint32_t pid = 42;
 
 	welcome(f, FCVM_WIRE_VERSION);
-	return take_type(f, FCVM_WIRE_OPEN) && put(f, FCVM_WIRE_RESULT, 0, f->h.stream, &pid, sizeof pid, 0);
+	return take_type(f, FCVM_WIRE_OPEN) &&
+	       put(f, FCVM_WIRE_RESULT, 0, f->h.stream, &pid, sizeof pid, 0);
 }
 
 static void no_frame(struct fake *f)
@@ -218,7 +220,8 @@ static void oversized(struct fake *f)
 	uint8_t head[16];
 
 	if (started(f)) {
-		fcvm_wire_put_header(head, FCVM_WIRE_DATA, 1, f->h.stream, FCVM_WIRE_MAX_DATA + 1, 0);
+		fcvm_wire_put_header(
+			head, FCVM_WIRE_DATA, 1, f->h.stream, FCVM_WIRE_MAX_DATA + 1, 0);
 		put_raw(f, head, sizeof head);
 	}
 	silent(f);
@@ -280,7 +283,8 @@ static void after_eof(struct fake *f)
 static void too_much_credit(struct fake *f)
 {
 	if (started(f))
-		put(f, FCVM_WIRE_CREDIT, 0, f->h.stream, NULL, 0, 100); /* of two that it may have got */
+		put(f, FCVM_WIRE_CREDIT, 0, f->h.stream, NULL, 0,
+			100); /* of two that it may have got */
 	silent(f);
 }
 
@@ -322,13 +326,15 @@ static int exec(struct fcvm_node *n, int timeout_ms, struct fcvm_output *o)
 	static const char *const argv[] = {"/bin/true", NULL};
 	struct fcvm_until until = fcvm_until_ms(timeout_ms, -1);
 
-	return fcvm_node_exec(n, &(struct fcvm_spawn){.argv = argv}, "in", 2, 1000, &until, o, &err);
+	return fcvm_node_exec(
+		n, &(struct fcvm_spawn){.argv = argv}, "in", 2, 1000, &until, o, &err);
 }
 
 static void test_breakers(void)
 {
-	static void (*const breakers[])(struct fake *) = {no_frame, oversized, unknown_stream, host_frame,
-		second_result, early_data, early_exit, wrong_channel, after_eof, too_much_credit, huge_credit, zero_data};
+	static void (*const breakers[])(struct fake *) = {no_frame, oversized, unknown_stream,
+		host_frame, second_result, early_data, early_exit, wrong_channel, after_eof,
+		too_much_credit, huge_credit, zero_data};
 	static struct fake f;
 
 	for (unsigned i = 0; i < sizeof breakers / sizeof *breakers; i++) {
@@ -401,7 +407,8 @@ static void flood(struct fake *f)
 
 	flooded = 0;
 	if (started(f))
-		while (flooded < 1 << 30 && put(f, FCVM_WIRE_DATA, 1, f->h.stream, data, sizeof data, 0))
+		while (flooded < 1 << 30 &&
+			put(f, FCVM_WIRE_DATA, 1, f->h.stream, data, sizeof data, 0))
 			flooded += sizeof data;
 }
 
@@ -416,7 +423,8 @@ static void test_flood(void)
 	struct fcvm_exit e;
 
 	CHECK(n && fcvm_node_spawn(n, &(struct fcvm_spawn){.argv = argv}, &until, &p, &err) == 0);
-	CHECK(p && fcvm_process_wait(p, &until, &e, &err) == -ECONNRESET && strstr(err.message, "credit"));
+	CHECK(p && fcvm_process_wait(p, &until, &e, &err) == -ECONNRESET &&
+		strstr(err.message, "credit"));
 	fcvm_process_free(p);
 	part(&f, n);
 	CHECK(flooded < 4 << 20);
@@ -446,7 +454,8 @@ static void test_deaf(void)
 	if (!p)
 		return;
 	for (int i = 0; i < 50; i++) {
-		while ((k = send(fcvm_process_fd(p, 0), data, sizeof data, MSG_DONTWAIT | MSG_NOSIGNAL)) > 0)
+		while ((k = send(fcvm_process_fd(p, 0), data, sizeof data,
+				MSG_DONTWAIT | MSG_NOSIGNAL)) > 0)
 			sent += k;
 		usleep(2000);
 	}
@@ -514,7 +523,8 @@ static void test_replies(void)
 	CHECK(fcvm_node_stat(n, "/x", NULL, &st, &err) == -EPROTO && strstr(err.message, "/x"));
 	set_reply(0x9b, sizeof(struct fcvm_wire_info), 0);
 	CHECK(fcvm_node_info(n, NULL, &info, &err) == 0);
-	CHECK(info.hostname[sizeof info.hostname - 1] == 0 && info.version[sizeof info.version - 1] == 0);
+	CHECK(info.hostname[sizeof info.hostname - 1] == 0 &&
+		info.version[sizeof info.version - 1] == 0);
 	CHECK(fcvm_node_ping(n, NULL, &err) == -EPROTO);
 	set_reply('\033', 30, ENOENT);
 	CHECK(fcvm_node_remove(n, "/x", NULL, &err) == -ENOENT && !strchr(err.message, '\033'));
@@ -539,18 +549,24 @@ static void test_identity(void)
 	if (!n)
 		return;
 	set_reply(0, 0, 0);
-	CHECK(fcvm_node_identify(n, &(struct fcvm_identity){.generation = 9, .hostname = "clone", .machine_id = id}, NULL,
-		      &err) == 0);
+	CHECK(fcvm_node_identify(n,
+		      &(struct fcvm_identity){
+			      .generation = 9, .hostname = "clone", .machine_id = id},
+		      NULL, &err) == 0);
 	CHECK(fcvm_node_generation(n) == 9);
 	CHECK(last_frame(&f, payload, sizeof payload) == FCVM_WIRE_IDENTITY);
 	r = fcvm_wire_reader(payload, sizeof head + 4 + sizeof "clone" + 4 + sizeof id);
 	fcvm_wire_get_bytes(&r, &head, sizeof head);
-	CHECK(head.generation == 9 && llabs((long long)(head.realtime_ns - fcvm_realtime_ns())) < 10000000000ll);
-	CHECK(strcmp(fcvm_wire_get_string(&r), "clone") == 0 && strcmp(fcvm_wire_get_string(&r), id) == 0);
+	CHECK(head.generation == 9 &&
+		llabs((long long)(head.realtime_ns - fcvm_realtime_ns())) < 10000000000ll);
+	CHECK(strcmp(fcvm_wire_get_string(&r), "clone") == 0 &&
+		strcmp(fcvm_wire_get_string(&r), id) == 0);
 	CHECK(fcvm_wire_reader_ok(&r));
-	CHECK(fcvm_node_set_clock(n, 12345, NULL, &err) == 0 && last_frame(&f, payload, 8) == FCVM_WIRE_CLOCK);
+	CHECK(fcvm_node_set_clock(n, 12345, NULL, &err) == 0 &&
+		last_frame(&f, payload, 8) == FCVM_WIRE_CLOCK);
 	CHECK(payload[0] == (12345 & 0xff) && payload[1] == 12345 >> 8 && payload[7] == 0);
-	CHECK(fcvm_node_power(n, true, NULL, &err) == 0 && last_frame(&f, payload, 4) == FCVM_WIRE_POWER);
+	CHECK(fcvm_node_power(n, true, NULL, &err) == 0 &&
+		last_frame(&f, payload, 4) == FCVM_WIRE_POWER);
 	CHECK(payload[0] == 1);
 	part(&f, n);
 }
@@ -633,7 +649,9 @@ static void freezable(struct fake *f)
 			continue;
 		came_frozen |= is_frozen && f->h.arg != FCVM_WIRE_THAW;
 		if (n < sizeof order - 1)
-			order[n++] = f->h.arg == FCVM_WIRE_FREEZE ? 'F' : f->h.arg == FCVM_WIRE_THAW ? 'T' : '.';
+			order[n++] = f->h.arg == FCVM_WIRE_FREEZE ? 'F'
+				     : f->h.arg == FCVM_WIRE_THAW ? 'T'
+								  : '.';
 		if (f->h.arg == FCVM_WIRE_FREEZE || f->h.arg == FCVM_WIRE_THAW)
 			is_frozen = f->h.arg == FCVM_WIRE_FREEZE;
 		put(f, FCVM_WIRE_RESULT, 0, f->h.stream, NULL, 0, 0);
@@ -663,7 +681,8 @@ static void test_freeze(void)
 		return;
 	CHECK(fcvm_node_thaw(n, NULL, &err) == 0);
 	CHECK(fcvm_node_freeze(n, NULL, &err) == 0);
-	CHECK(fcvm_node_remove(n, "/x", &soon, &err) == -ETIMEDOUT && strstr(err.message, "frozen"));
+	CHECK(fcvm_node_remove(n, "/x", &soon, &err) == -ETIMEDOUT &&
+		strstr(err.message, "frozen"));
 	for (int i = 0; i < N; i++)
 		pthread_create(&t[i], NULL, call_frozen, n);
 	while (waiters < N)
@@ -685,7 +704,8 @@ static void no_freeze(struct fake *f)
 	welcome(f, FCVM_WIRE_VERSION);
 	while (take(f, 10000))
 		if (f->h.type == FCVM_WIRE_OPEN)
-			put(f, FCVM_WIRE_RESULT, 0, f->h.stream, "no", 2, f->h.arg == FCVM_WIRE_FREEZE ? EBUSY : 0);
+			put(f, FCVM_WIRE_RESULT, 0, f->h.stream, "no", 2,
+				f->h.arg == FCVM_WIRE_FREEZE ? EBUSY : 0);
 }
 
 /* A freeze that fails leaves the link usable. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* LIBS: node wire base */
 /*
- * A link that is served to others (fcvm_node_serve), over a real agent that FCVM_AGENT names: several clients at
- * once, hostile ones, and ones that are killed.
+ * A link that is served to others (fcvm_node_serve), over a real agent that FCVM_AGENT names:
+ * several clients at once, hostile ones, and ones that are killed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -64,7 +64,8 @@ static int run(struct fcvm_node *n, const char *script)
 	struct fcvm_output o;
 	int code;
 
-	if (fcvm_node_exec(n, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 100, &until, &o, &own) < 0)
+	if (fcvm_node_exec(n, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 100, &until, &o, &own) <
+		0)
 		return -own.code;
 	code = o.exit.code;
 	fcvm_output_done(&o);
@@ -116,7 +117,8 @@ static void test_refused(void)
 		return;
 	CHECK(fcvm_node_ping(n, NULL, &err) == 0);
 	CHECK(fcvm_node_freeze(n, NULL, &err) == -EPERM && fcvm_node_ping(n, NULL, &err) == 0);
-	CHECK(fcvm_node_identify(n, &(struct fcvm_identity){.generation = 1}, NULL, &err) == -EPERM);
+	CHECK(fcvm_node_identify(n, &(struct fcvm_identity){.generation = 1}, NULL, &err) ==
+		-EPERM);
 	CHECK(fcvm_node_set_clock(n, 1, NULL, &err) == -EPERM);
 	CHECK(fcvm_node_power(n, false, NULL, &err) == -EPERM);
 	fcvm_node_unref(n);
@@ -182,14 +184,15 @@ static void test_killed(void)
 	CHECK(soon(script));
 	kill(victim, SIGKILL);
 	waitpid(victim, NULL, 0);
-	snprintf(script, sizeof script, "! kill -0 $(cat %s/pid) && ! test -e %s/lease", folder, folder);
+	snprintf(script, sizeof script, "! kill -0 $(cat %s/pid) && ! test -e %s/lease", folder,
+		folder);
 	CHECK(soon(script));
 }
 
 /* ---- hostile ones, in raw frames ---- */
 
-static void put(int fd, unsigned type, unsigned channel, uint32_t stream, const void *payload, size_t size,
-	uint32_t arg)
+static void put(int fd, unsigned type, unsigned channel, uint32_t stream, const void *payload,
+	size_t size, uint32_t arg)
 {
 	struct fcvm_until until = fcvm_until_ms(1000, -1);
 	uint8_t head[16];
@@ -201,13 +204,15 @@ static void put(int fd, unsigned type, unsigned channel, uint32_t stream, const 
 
 static int dial_raw(void)
 {
-	struct fcvm_wire_hello hello = {.magic = "FCVMLIN", .version = FCVM_WIRE_VERSION, .nonce = 5};
+	struct fcvm_wire_hello hello = {
+		.magic = "FCVMLIN", .version = FCVM_WIRE_VERSION, .nonce = 5};
 	uint8_t answer[48];
 	int fd = dial();
 
 	hello.magic[7] = 'K';
 	put(fd, FCVM_WIRE_HELLO, 0, 0, &hello, sizeof hello, 0);
-	CHECK(recv(fd, answer, sizeof answer, MSG_WAITALL) == sizeof answer && answer[1] == FCVM_WIRE_WELCOME);
+	CHECK(recv(fd, answer, sizeof answer, MSG_WAITALL) == sizeof answer &&
+		answer[1] == FCVM_WIRE_WELCOME);
 	return fd;
 }
 
@@ -273,7 +278,8 @@ static void test_hostile(void)
 	{
 		struct fcvm_wire_header h;
 
-		CHECK(recv(fd, &h, sizeof h, MSG_WAITALL) == sizeof h && h.type == FCVM_WIRE_RESULT && h.arg == EBADF);
+		CHECK(recv(fd, &h, sizeof h, MSG_WAITALL) == sizeof h &&
+			h.type == FCVM_WIRE_RESULT && h.arg == EBADF);
 	}
 	/* Frames of streams that are not open are dropped; the client may stay. */
 	put(fd, FCVM_WIRE_DATA, 0, 77, data, 100, 0);

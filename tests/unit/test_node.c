@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* LIBS: node wire base */
 /*
- * What a node must do, whatever is behind it: one suite, run over the local node, over an agent (FCVM_AGENT names
- * the binary, run on this host by --fd), over a served link to it, and over the agent that is served at the Unix
- * socket FCVM_NODE_SOCKET (a real guest), if that is set.
+ * What a node must do, whatever is behind it: one suite, run over the local node, over an agent
+ * (FCVM_AGENT names the binary, run on this host by --fd), over a served link to it, and over the
+ * agent that is served at the Unix socket FCVM_NODE_SOCKET (a real guest), if that is set.
  */
 #include "test_node.h"
 
@@ -28,7 +28,8 @@ static void test_files(void)
 	CHECK(strstr(err.message, "none") != NULL);
 	CHECK(fcvm_node_read_file(node, folder, 5, NULL, &back, &size, &err) < 0);
 	CHECK(ok(fcvm_node_write_file(node, at("empty"), NULL, 0, 0600, NULL, &err)));
-	CHECK(ok(fcvm_node_read_file(node, at("empty"), 0, NULL, &back, &size, &err)) && size == 0 && back && !*back);
+	CHECK(ok(fcvm_node_read_file(node, at("empty"), 0, NULL, &back, &size, &err)) &&
+		size == 0 && back && !*back);
 	free(back);
 	memcpy(big + 2999990, "end", 3);
 	CHECK(ok(fcvm_node_write_file(node, at("big"), big, 3000000, 0600, NULL, &err)));
@@ -39,11 +40,14 @@ static void test_files(void)
 	CHECK(fcvm_node_write_file(node, "/nonexistent/x", "a", 1, 0600, NULL, &err) == -ENOENT);
 	CHECK(strstr(err.message, "/nonexistent/x") != NULL);
 	/* Symlinks are followed when read. */
-	snprintf(script, sizeof script, "cd %s && mkdir -p s && ln -s s/l1 l2 && ln -s ../f s/l1", folder);
+	snprintf(script, sizeof script, "cd %s && mkdir -p s && ln -s s/l1 l2 && ln -s ../f s/l1",
+		folder);
 	CHECK(status_of(script) == 0);
-	CHECK(ok(fcvm_node_read_file(node, "/proc/version", 4096, NULL, &back, &size, &err)) && size > 10);
+	CHECK(ok(fcvm_node_read_file(node, "/proc/version", 4096, NULL, &back, &size, &err)) &&
+		size > 10);
 	free(back);
-	CHECK(ok(fcvm_node_read_file(node, at("l2"), 100, NULL, &back, &size, &err)) && size == sizeof data);
+	CHECK(ok(fcvm_node_read_file(node, at("l2"), 100, NULL, &back, &size, &err)) &&
+		size == sizeof data);
 	free(back);
 }
 
@@ -56,9 +60,11 @@ static void test_names(void)
 	CHECK(ok(fcvm_node_mkdir(node, at("a/b/c"), 0755, true, false, NULL, &err)));
 	CHECK(fcvm_node_mkdir(node, at("a"), 0755, false, false, NULL, &err) == -EEXIST);
 	CHECK(ok(fcvm_node_mkdir(node, at("open"), 0777, false, false, NULL, &err)));
-	CHECK(ok(fcvm_node_stat(node, at("open"), NULL, &st, &err)) && S_ISDIR(st.mode) && (st.mode & 0777) == 0777);
+	CHECK(ok(fcvm_node_stat(node, at("open"), NULL, &st, &err)) && S_ISDIR(st.mode) &&
+		(st.mode & 0777) == 0777);
 	CHECK(ok(fcvm_node_rename(node, at("a"), at("z"), NULL, &err)));
-	CHECK(fcvm_node_stat(node, at("a"), NULL, &st, &err) == -ENOENT && strstr(err.message, "/a"));
+	CHECK(fcvm_node_stat(node, at("a"), NULL, &st, &err) == -ENOENT &&
+		strstr(err.message, "/a"));
 	CHECK(ok(fcvm_node_stat(node, at("z/b/c"), NULL, &st, &err)));
 	CHECK(ok(fcvm_node_remove(node, at("z"), NULL, &err)));
 	CHECK(ok(fcvm_node_remove(node, at("z"), NULL, &err)));
@@ -93,7 +99,8 @@ static void make_tree(const char *top)
 	CHECK(fcvm_file_replace(AT_FDCWD, in(top, "sub/file"), "content", 7, 0600, false) == 0);
 	chmod(in(top, "sub/file"), 0751);
 	set_mtime(in(top, "sub/file"), 1000000000);
-	CHECK(symlink("sub/file", in(top, "link")) == 0 && symlink("/nowhere", in(top, "dangling")) == 0);
+	CHECK(symlink("sub/file", in(top, "link")) == 0 &&
+		symlink("/nowhere", in(top, "dangling")) == 0);
 	fd = open(in(top, "sparse"), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
 	CHECK(ftruncate(fd, 5ll << 30) == 0 && pwrite(fd, "abc", 3, (4ll << 30) + 12345) == 3);
 	close(fd);
@@ -106,7 +113,8 @@ static void check_tree(const char *top)
 	struct stat st;
 	int fd;
 
-	CHECK(lstat(in(top, "sub/file"), &st) == 0 && (st.st_mode & 07777) == 0751 && st.st_size == 7);
+	CHECK(lstat(in(top, "sub/file"), &st) == 0 && (st.st_mode & 07777) == 0751 &&
+		st.st_size == 7);
 	CHECK(st.st_mtim.tv_sec == 1000000000 && st.st_mtim.tv_nsec == 123456789);
 	CHECK(lstat(in(top, "sub"), &st) == 0 && (st.st_mode & 07777) == 0750);
 	CHECK(readlink(in(top, "link"), text, 99) == 8 && strcmp(text, "sub/file") == 0);
@@ -130,19 +138,23 @@ static void test_tree(void)
 	CHECK(ok(fcvm_node_copy(host, tree, node, at("new"), &until, &err))); /* gets the name */
 	CHECK(ok(fcvm_node_stat(node, at("new/sub/file"), &until, &st, &err)));
 	CHECK((st.mode & 07777) == 0751 && st.mtime_ns == 1000000000123456789ll);
-	CHECK(ok(fcvm_node_stat(node, at("new/sparse"), &until, &st, &err)) && st.size == 5ull << 30);
+	CHECK(ok(fcvm_node_stat(node, at("new/sparse"), &until, &st, &err)) &&
+		st.size == 5ull << 30);
 	CHECK(ok(fcvm_node_mkdir(node, at("into"), 0755, false, false, NULL, &err)));
-	CHECK(ok(fcvm_node_copy(node, at("new"), node, at("into"), &until, &err))); /* goes into it */
+	CHECK(ok(fcvm_node_copy(
+		node, at("new"), node, at("into"), &until, &err))); /* goes into it */
 	CHECK(ok(fcvm_node_copy(node, at("into/new"), host, back, &until, &err)));
 	check_tree(back);
 	CHECK(lstat(back, &top) == 0 && top.st_mtim.tv_sec == 1200000000);
-	CHECK(ok(fcvm_node_copy(node, at("into/new/."), host, back, &until, &err))); /* its content, once more */
+	CHECK(ok(fcvm_node_copy(
+		node, at("into/new/."), host, back, &until, &err))); /* its content, once more */
 	check_tree(back);
 	CHECK(ok(fcvm_node_copy(host, in(tree, "sub/file"), node, at("into/"), &until, &err)));
 	CHECK(ok(fcvm_node_stat(node, at("into/file"), &until, &st, &err)) && st.size == 7);
 	CHECK(fcvm_node_copy(host, in(tree, "none"), node, at("x"), &until, &err) == -ENOENT);
 	CHECK(strstr(err.message, "none") != NULL);
-	CHECK(fcvm_node_copy(node, at("none"), host, in(host_folder, "x"), &until, &err) == -ENOENT);
+	CHECK(fcvm_node_copy(node, at("none"), host, in(host_folder, "x"), &until, &err) ==
+		-ENOENT);
 	CHECK(fcvm_node_copy(host, tree, node, "/proc/none/x", &until, &err) < 0);
 	CHECK(strstr(err.message, "/proc/none/x") != NULL);
 	CHECK(fcvm_tree_remove(AT_FDCWD, tree) == 0 && fcvm_tree_remove(AT_FDCWD, back) == 0);
@@ -161,7 +173,8 @@ static void test_copy_speed(void)
 	free(data);
 	start = fcvm_now_ns();
 	CHECK(ok(fcvm_node_copy(host, in(host_folder, "speed"), node, at("speed"), &until, &err)));
-	printf("%s: files to it at %.0f MB/s", fcvm_node_name(node), SIZE / 1e6 / ((fcvm_now_ns() - start) / 1e9));
+	printf("%s: files to it at %.0f MB/s", fcvm_node_name(node),
+		SIZE / 1e6 / ((fcvm_now_ns() - start) / 1e9));
 	start = fcvm_now_ns();
 	CHECK(ok(fcvm_node_copy(node, at("speed"), host, in(host_folder, "speed"), &until, &err)));
 	printf(", from it at %.0f MB/s\n", SIZE / 1e6 / ((fcvm_now_ns() - start) / 1e9));
@@ -181,7 +194,8 @@ static bool pour(int from, int to, size_t size)
 	if (size == 0)
 		shutdown(from, SHUT_WR);
 	while (!end) {
-		struct pollfd f[2] = {{.fd = sent < size ? from : -1, .events = POLLOUT}, {.fd = to, .events = POLLIN}};
+		struct pollfd f[2] = {{.fd = sent < size ? from : -1, .events = POLLOUT},
+			{.fd = to, .events = POLLIN}};
 		ssize_t n;
 
 		if (fcvm_until_poll(&until, f, 2) < 0)
@@ -211,7 +225,8 @@ static void test_socket(const char *address)
 	struct fcvm_listener *l;
 	int a = -1, b = -1;
 
-	CHECK(fcvm_node_connect(node, address, &until, &a, &err) < 0 && strstr(err.message, address));
+	CHECK(fcvm_node_connect(node, address, &until, &a, &err) < 0 &&
+		strstr(err.message, address));
 	if (!ok(fcvm_node_listen(node, address, &until, &l, &err))) {
 		CHECK(!"listen");
 		return;
@@ -250,7 +265,8 @@ static void test_info(void)
 	struct fcvm_node_info info;
 
 	CHECK(ok(fcvm_node_info(node, NULL, &info, &err)));
-	CHECK(info.memory_total > info.memory_available && info.memory_available > 0 && info.processors > 0);
+	CHECK(info.memory_total > info.memory_available && info.memory_available > 0 &&
+		info.processors > 0);
 	CHECK(info.uptime_ns > 0 && info.realtime_ns > 0 && info.version[0] && info.hostname[0]);
 	CHECK(fcvm_node_ping(node, NULL, &err) == (fcvm_node_is_local(node) ? -EOPNOTSUPP : 0));
 }
@@ -274,7 +290,8 @@ static void test_lease(void)
 	CHECK(soon(script, 5000));
 	fcvm_process_free(p);
 	fcvm_node_unref(n);
-	snprintf(script, sizeof script, "! test -e %s/lease && ! kill -0 $(cat %s/pid2)", folder, folder);
+	snprintf(script, sizeof script, "! test -e %s/lease && ! kill -0 $(cat %s/pid2)", folder,
+		folder);
 	CHECK(soon(script, 5000));
 	CHECK(fcvm_node_stat(node, at("lease"), NULL, &st, &err) == -ENOENT);
 }
@@ -302,9 +319,11 @@ static void test_death(void)
 		return;
 	}
 	snprintf(address, sizeof address, "unix:%s/sock2", folder);
-	CHECK(ok(fcvm_node_listen(n, address, NULL, &l, &err)) && ok(fcvm_node_connect(n, address, NULL, &fd, &err)));
+	CHECK(ok(fcvm_node_listen(n, address, NULL, &l, &err)) &&
+		ok(fcvm_node_connect(n, address, NULL, &fd, &err)));
 	pthread_create(&t, NULL, kill_link, &carrier);
-	CHECK(fcvm_node_exec(n, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 100, NULL, &o, &err) == -ECONNRESET);
+	CHECK(fcvm_node_exec(n, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 100, NULL, &o, &err) ==
+		-ECONNRESET);
 	CHECK(fcvm_now_ns() - start < 1200000000ll);
 	pthread_join(t, NULL);
 	CHECK(fcvm_node_ping(n, NULL, &err) == -ECONNRESET && err.message[0]);
@@ -341,7 +360,8 @@ static void suite(const char *name)
 	test_gigabyte();
 	test_lease();
 	test_death();
-	printf("%s: suite %s took %.1f s\n", fcvm_node_name(node), name, (fcvm_now_ns() - start) / 1e9);
+	printf("%s: suite %s took %.1f s\n", fcvm_node_name(node), name,
+		(fcvm_now_ns() - start) / 1e9);
 }
 
 /* ---- the places ---- */

@@ -38,7 +38,8 @@ static char host_folder[] = "/tmp/fcvm-test-node-XXXXXX";
 /* The place that is tested. */
 static struct fcvm_node *node;
 static char folder[128]; /* on it */
-static struct fcvm_node *(*fresh)(int *ret_carrier); /* another node of the same place; a copy of its carrier */
+static struct fcvm_node *(*fresh)(
+	int *ret_carrier); /* another node of the same place; a copy of its carrier */
 
 static struct fcvm_err err;
 
@@ -64,13 +65,15 @@ static const char *at(const char *name)
 	return in(folder, name);
 }
 
-static int exec(struct fcvm_node *n, const char *script, const char *input, int timeout_ms, struct fcvm_output *ret)
+static int exec(struct fcvm_node *n, const char *script, const char *input, int timeout_ms,
+	struct fcvm_output *ret)
 {
 	struct fcvm_until until = fcvm_until_ms(timeout_ms, -1);
 	const char *argv[] = {"sh", "-c", script, NULL};
 	struct fcvm_spawn spec = {.argv = argv};
 
-	return fcvm_node_exec(n, &spec, input, input ? strlen(input) : 0, 1 << 20, &until, ret, &err);
+	return fcvm_node_exec(
+		n, &spec, input, input ? strlen(input) : 0, 1 << 20, &until, ret, &err);
 }
 
 /* Exit status of a script, -1 if there is none. */
@@ -96,8 +99,8 @@ static bool says(const struct fcvm_spawn *how, const char *want)
 		return false;
 	same = o.exit.code == 0 && strcmp(o.out, want) == 0;
 	if (!same)
-		fprintf(stderr, "%s: exit %d, said \"%s\" and \"%s\"\n", fcvm_node_name(node), o.exit.code, o.out,
-			o.err ? o.err : "");
+		fprintf(stderr, "%s: exit %d, said \"%s\" and \"%s\"\n", fcvm_node_name(node),
+			o.exit.code, o.out, o.err ? o.err : "");
 	fcvm_output_done(&o);
 	return same;
 }
@@ -120,16 +123,19 @@ static bool soon(const char *script, int ms)
 static void test_spawn(void)
 {
 	static const char *const pwd[] = {"pwd", NULL}, *const env[] = {"/usr/bin/env", NULL},
-				 *const echo[] = {"sh", "-c", "echo $A $B; test -n \"$PATH\"", NULL},
+				 *const echo[] = {"sh", "-c", "echo $A $B; test -n \"$PATH\"",
+					 NULL},
 				 *const both[] = {"sh", "-c", "echo a; echo b >&2", NULL},
-				 *const none[] = {"/nonexistent/program", NULL}, *const empty[] = {NULL},
+				 *const none[] = {"/nonexistent/program", NULL},
+				 *const empty[] = {NULL},
 				 *const yes[] = {"sh", "-c", "yes | head -c 10000", NULL};
 	struct fcvm_output o;
 	struct fcvm_process *p = NULL;
 
 	if (ok(exec(node, "cat; echo err >&2; exit 3", "hello", 10000, &o))) {
 		CHECK(o.exit.code == 3 && o.exit.signal == 0);
-		CHECK(strcmp(o.out, "hello") == 0 && o.out_size == 5 && strcmp(o.err, "err\n") == 0);
+		CHECK(strcmp(o.out, "hello") == 0 && o.out_size == 5 &&
+			strcmp(o.err, "err\n") == 0);
 		fcvm_output_done(&o);
 	}
 	if (ok(exec(node, "kill -9 $$", NULL, 10000, &o))) {
@@ -137,18 +143,24 @@ static void test_spawn(void)
 		fcvm_output_done(&o);
 	}
 	CHECK(says(&(struct fcvm_spawn){.argv = pwd, .cwd = "/usr"}, "/usr\n"));
-	CHECK(says(&(struct fcvm_spawn){.argv = echo, .env = (const char *[]){"A=1", "B=two", NULL}}, "1 two\n"));
-	CHECK(says(&(struct fcvm_spawn){.argv = env, .clear_env = true,
-			.env = (const char *[]){"ONLY=1", NULL}},
+	CHECK(says(
+		&(struct fcvm_spawn){.argv = echo, .env = (const char *[]){"A=1", "B=two", NULL}},
+		"1 two\n"));
+	CHECK(says(
+		&(struct fcvm_spawn){
+			.argv = env, .clear_env = true, .env = (const char *[]){"ONLY=1", NULL}},
 		"ONLY=1\n"));
 	CHECK(says(&(struct fcvm_spawn){.argv = both, .merge_stderr = true}, "a\nb\n"));
 	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = none}, NULL, &p, &err) == -ENOENT);
 	CHECK(err.code == ENOENT && strstr(err.message, "/nonexistent/program"));
-	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = empty}, NULL, &p, &err) == -EINVAL);
-	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = pwd, .cwd = "/nonexistent"}, NULL, &p, &err) ==
-		-ENOENT);
-	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = pwd, .channels = 9}, NULL, &p, &err) < 0);
-	if (ok(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = yes}, NULL, 0, 1000, NULL, &o, &err))) {
+	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = empty}, NULL, &p, &err) ==
+		-EINVAL);
+	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = pwd, .cwd = "/nonexistent"}, NULL,
+		      &p, &err) == -ENOENT);
+	CHECK(fcvm_node_spawn(
+		      node, &(struct fcvm_spawn){.argv = pwd, .channels = 9}, NULL, &p, &err) < 0);
+	if (ok(fcvm_node_exec(
+		    node, &(struct fcvm_spawn){.argv = yes}, NULL, 0, 1000, NULL, &o, &err))) {
 		CHECK(o.truncated && o.out_size == 1000 && o.out[1000] == 0 && o.exit.code == 0);
 		fcvm_output_done(&o);
 	}
@@ -158,18 +170,22 @@ static void test_spawn(void)
 static void test_input(void)
 {
 	enum { SIZE = 10 * 1024 * 1024 };
-	static const char *const cat[] = {"cat", NULL}, *const no[] = {"sh", "-c", "exec <&-; echo x", NULL};
+	static const char *const cat[] = {"cat", NULL}, *const no[] = {"sh", "-c",
+								"exec <&-; echo x", NULL};
 	struct fcvm_until until = fcvm_until_ms(60000, -1);
 	char *data = malloc(SIZE);
 	struct fcvm_output o;
 
 	for (size_t i = 0; i < SIZE; i++)
 		data[i] = i * 2654435761u >> 13;
-	if (ok(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = cat}, data, SIZE, SIZE + 1, &until, &o, &err))) {
-		CHECK(o.exit.code == 0 && o.out_size == SIZE && memcmp(o.out, data, SIZE) == 0 && !o.truncated);
+	if (ok(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = cat}, data, SIZE, SIZE + 1, &until,
+		    &o, &err))) {
+		CHECK(o.exit.code == 0 && o.out_size == SIZE && memcmp(o.out, data, SIZE) == 0 &&
+			!o.truncated);
 		fcvm_output_done(&o);
 	}
-	if (ok(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = no}, data, SIZE, 100, &until, &o, &err))) {
+	if (ok(fcvm_node_exec(
+		    node, &(struct fcvm_spawn){.argv = no}, data, SIZE, 100, &until, &o, &err))) {
 		CHECK(o.exit.code == 0 && strcmp(o.out, "x\n") == 0);
 		fcvm_output_done(&o);
 	}
@@ -193,8 +209,8 @@ static void test_user(void)
 	CHECK(says(&(struct fcvm_spawn){.argv = ids, .user = "4242:4343"}, "4242\n4343\n4343\n"));
 	CHECK(says(&(struct fcvm_spawn){.argv = ids, .user = "daemon"}, "1\n1\n1\n"));
 	CHECK(says(&(struct fcvm_spawn){.argv = ids, .user = "0"}, "0\n0\n0\n"));
-	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = ids, .user = "no-such-user"}, NULL, &p, &err) ==
-		-ENOENT);
+	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = ids, .user = "no-such-user"}, NULL,
+		      &p, &err) == -ENOENT);
 }
 
 /* Reads fd until the text shows up. */
@@ -233,7 +249,8 @@ static void test_tty(void)
 	struct fcvm_process *p = NULL;
 	struct fcvm_exit e;
 
-	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .tty = true, .rows = 33, .columns = 101},
+	if (!ok(fcvm_node_spawn(node,
+		    &(struct fcvm_spawn){.argv = argv, .tty = true, .rows = 33, .columns = 101},
 		    &until, &p, &err))) {
 		CHECK(!"tty");
 		return;
@@ -258,7 +275,8 @@ static void test_signal(void)
 	struct fcvm_process *p = NULL;
 	struct fcvm_exit e;
 
-	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true}, &until, &p, &err)))
+	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true},
+		    &until, &p, &err)))
 		return;
 	CHECK(fcvm_process_pid(p) > 0 && fcvm_process_fd(p, 0) == -1);
 	CHECK(fcvm_process_wait(p, &now, &e, &err) == -ETIMEDOUT);
@@ -286,7 +304,8 @@ static void test_timeout(void)
 	CHECK(soon(script, 3000));
 	until.cancel_fd = fcvm_fd_event();
 	eventfd_write(until.cancel_fd, 1);
-	CHECK(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 10, &until, &o, &err) == -ECANCELED);
+	CHECK(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 10, &until, &o,
+		      &err) == -ECANCELED);
 	close(until.cancel_fd);
 }
 
@@ -299,7 +318,8 @@ static void test_channels(void)
 	struct fcvm_exit e;
 	int fd;
 
-	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true, .channels = 2}, &until,
+	if (!ok(fcvm_node_spawn(node,
+		    &(struct fcvm_spawn){.argv = argv, .null_stdin = true, .channels = 2}, &until,
 		    &p, &err)))
 		return;
 	CHECK(send(fcvm_process_fd(p, 3), "a\n", 2, MSG_NOSIGNAL) == 2);
@@ -331,7 +351,8 @@ static void test_free(void)
 		CHECK(soon(look, 5000));
 	}
 	snprintf(script, sizeof script, "sleep 0.2; echo there > %s/detached", folder);
-	if (ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .detach = true}, NULL, &p, &err))) {
+	if (ok(fcvm_node_spawn(
+		    node, &(struct fcvm_spawn){.argv = argv, .detach = true}, NULL, &p, &err))) {
 		fcvm_process_free(p);
 		snprintf(look, sizeof look, "test -s %s/detached", folder);
 		CHECK(soon(look, 5000));
@@ -366,7 +387,8 @@ static void test_gigabyte(void)
 	size_t total = 0;
 	int64_t start;
 
-	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true}, &until, &p, &err)))
+	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true},
+		    &until, &p, &err)))
 		return;
 	/* Nobody reads: a neighbour goes on all the same. */
 	usleep(100000);
@@ -379,7 +401,8 @@ static void test_gigabyte(void)
 		struct pollfd f = {.fd = fcvm_process_fd(p, 1), .events = POLLIN};
 		ssize_t n = read(f.fd, chunk, CHUNK);
 
-		if (n == 0 || (n < 0 && errno != EAGAIN) || (n < 0 && fcvm_until_poll(&until, &f, 1) < 0))
+		if (n == 0 || (n < 0 && errno != EAGAIN) ||
+			(n < 0 && fcvm_until_poll(&until, &f, 1) < 0))
 			break;
 		total += n > 0 ? n : 0;
 		if (n > 0 && total % (64 << 20) < (size_t)n && rss_kb() > most)
@@ -397,7 +420,8 @@ static void test_gigabyte(void)
 	fcvm_process_free(p);
 	free(chunk);
 	/* Whose output is closed sees that, and the link survives it. */
-	if (ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true}, &until, &p, &err))) {
+	if (ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true}, &until,
+		    &p, &err))) {
 		fcvm_process_close_fd(p, 1);
 		CHECK(fcvm_process_wait(p, &until, &e, &err) == 0);
 		fcvm_process_free(p);
@@ -419,7 +443,8 @@ static void test_many(void)
 
 		snprintf(script, sizeof script, "read x; echo $x; exit %u", i % 100);
 		p[i] = NULL;
-		CHECK(ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv}, &until, &p[i], &err)));
+		CHECK(ok(fcvm_node_spawn(
+			node, &(struct fcvm_spawn){.argv = argv}, &until, &p[i], &err)));
 	}
 	for (unsigned i = 0; i < N; i++) {
 		char line[16];
@@ -433,12 +458,14 @@ static void test_many(void)
 
 		if (!p[i])
 			continue;
-		if (fcvm_process_wait(p[i], &until, &e, &err) == 0 && read(fcvm_process_fd(p[i], 1), line, 15) > 0)
+		if (fcvm_process_wait(p[i], &until, &e, &err) == 0 &&
+			read(fcvm_process_fd(p[i], 1), line, 15) > 0)
 			good += e.code == (int)i % 100 && atoi(line) == (int)i;
 		fcvm_process_free(p[i]);
 	}
 	CHECK(good == N);
-	printf("%s: %d programs at once in %.0f ms\n", fcvm_node_name(node), N, (fcvm_now_ns() - start) / 1e6);
+	printf("%s: %d programs at once in %.0f ms\n", fcvm_node_name(node), N,
+		(fcvm_now_ns() - start) / 1e6);
 }
 
 static void *worker(void *arg)
@@ -451,7 +478,8 @@ static void *worker(void *arg)
 		const char *argv[] = {"sh", "-c", "cat; exit 4", NULL};
 		struct fcvm_output o;
 
-		if (fcvm_node_exec(node, &(struct fcvm_spawn){.argv = argv}, "abc", 3, 10, &until, &o, &own) < 0)
+		if (fcvm_node_exec(node, &(struct fcvm_spawn){.argv = argv}, "abc", 3, 10, &until,
+			    &o, &own) < 0)
 			continue;
 		*good += o.exit.code == 4 && strcmp(o.out, "abc") == 0;
 		fcvm_output_done(&o);

@@ -33,7 +33,8 @@ static struct fcvm_drain *start(const char *name, size_t limit, int *ret_writer)
 	return d;
 }
 
-/* A few lines are in the file and in the tail when the handle is freed, though the writer lives on. */
+/* A few lines are in the file and in the tail when the handle is freed, though the writer lives on.
+ */
 static void test_short(void)
 {
 	char tail[100], *text = NULL;
@@ -48,7 +49,8 @@ static void test_short(void)
 	CHECK(fcvm_drain_tail(d, tail, 5) == 4 && strcmp(tail, "two\n") == 0);
 	CHECK(write(fd, "three\n", 6) == 6);
 	fcvm_drain_free(d);
-	CHECK(fcvm_file_read(dir, "short", 100, &text, &size) == 0 && strcmp(text, "one\ntwo\nthree\n") == 0);
+	CHECK(fcvm_file_read(dir, "short", 100, &text, &size) == 0 &&
+		strcmp(text, "one\ntwo\nthree\n") == 0);
 	free(text);
 	close(fd);
 }
@@ -65,7 +67,8 @@ static void test_rotation(void)
 	}
 	close(fd);
 	fcvm_drain_free(d);
-	CHECK(size_of("long") > 0 && size_of("long") <= 32 * 1024 && size_of("long.1") == 32 * 1024);
+	CHECK(size_of("long") > 0 && size_of("long") <= 32 * 1024 &&
+		size_of("long.1") == 32 * 1024);
 	/* It goes on where the last one stopped. */
 	d = start("long", 64 * 1024, &fd);
 	close(fd);
@@ -91,9 +94,11 @@ static void test_program(void)
 	struct fcvm_exit e;
 	char tail[100];
 
-	CHECK(fcvm_node_spawn(host, &(struct fcvm_spawn){.argv = argv, .null_stdin = true, .merge_stderr = true}, NULL,
-		      &p, &err) == 0);
-	CHECK(fcvm_node_drain(host, fcvm_process_take_fd(p, 1), dir, "program", 1000, &d, &err) == 0);
+	CHECK(fcvm_node_spawn(host,
+		      &(struct fcvm_spawn){.argv = argv, .null_stdin = true, .merge_stderr = true},
+		      NULL, &p, &err) == 0);
+	CHECK(fcvm_node_drain(host, fcvm_process_take_fd(p, 1), dir, "program", 1000, &d, &err) ==
+		0);
 	CHECK(fcvm_process_wait(p, NULL, &e, &err) == 0 && e.code == 0);
 	for (int i = 0; i < 500 && fcvm_drain_tail(d, tail, sizeof tail) < 8; i++)
 		usleep(2000);
@@ -101,7 +106,8 @@ static void test_program(void)
 	fcvm_drain_free(d);
 	fcvm_process_free(p);
 	CHECK(size_of("program") == 8);
-	CHECK(fcvm_node_drain(host, dup(0), dir, "no/such/folder", 1000, &d, &err) < 0 && err.message[0]);
+	CHECK(fcvm_node_drain(host, dup(0), dir, "no/such/folder", 1000, &d, &err) < 0 &&
+		err.message[0]);
 }
 
 int main(void)
