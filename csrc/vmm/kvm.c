@@ -91,14 +91,23 @@ static int set_registers(int vcpu)
 	return 0;
 }
 
+/* The guest's time is its thread's. Unlike the clock on the wall it is the same on a machine that is busy. */
+static int64_t cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
 static int run(int vcpu, struct kvm_run *shared, struct outcome *o)
 {
-	int64_t start = fcvm_now_ns();
+	int64_t start = cpu_ns();
 
 	while (ioctl(vcpu, KVM_RUN, 0) < 0)
 		if (errno != EINTR && errno != EAGAIN)
 			return -errno;
-	o->us = (fcvm_now_ns() - start) / 1000;
+	o->us = (cpu_ns() - start) / 1000;
 	o->exit_reason = shared->exit_reason;
 	return shared->exit_reason == KVM_EXIT_HLT ? 0 : -EIO;
 }

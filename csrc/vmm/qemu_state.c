@@ -23,7 +23,7 @@ static const char *const names[] = {
 	[QEMU_RUNNING] = "running",
 	[QEMU_WAITING] = "waiting for a snapshot",
 	[QEMU_PAUSED] = "paused",
-	[QEMU_BROKEN] = "broken",
+	[QEMU_BROKEN] = "ended or broken",
 };
 
 static int want(struct qemu *q, unsigned states, const char *verb, struct fcvm_err *err)
@@ -103,8 +103,8 @@ static char *make_uri(struct qemu *q, const char *path, bool in)
 static const char *why_failed(struct qemu *q, const struct fcvm_until *until, struct fcvm_json **ret)
 {
 	if (fcvm_qmp_call(q->qmp, "query-migrate", NULL, until, ret, NULL) < 0)
-		return "QEMU says no more";
-	return fcvm_json_string(fcvm_json_get(*ret, "return"), "error-desc", "QEMU says no more");
+		return "the migration failed";
+	return fcvm_json_string(fcvm_json_get(*ret, "return"), "error-desc", "the migration failed");
 }
 
 /* Waits for the MIGRATION events of one that was begun: 0 when it is complete. */

@@ -16,13 +16,16 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -34,8 +37,8 @@
 
 enum {
 	STACK = 64 * 1024,
-	CHUNK = 64 * 1024,
 	ENTRIES = 8192, /* of pagemap read at a time */
+	TABLE = 2 << 20, /* what one page table covers */
 };
 
 /* Set by the constructor and by the mapping of RAM, which both come before the thread. */
@@ -46,8 +49,8 @@ static int ram_fd = -1;         /* the backing file, for reading; ours */
 static int qemu_fd = -1;        /* QEMU's own descriptor of it */
 /* The thread's. */
 static enum fcvm_ram_mode mode;
-static char buffer[CHUNK];
 static uint64_t entries[ENTRIES];
+static void *aside = MAP_FAILED; /* to be unmapped when there is time */
 
 __attribute__((constructor)) static void begin(void)
 {
@@ -114,73 +117,10 @@ static int write_at(int fd, const char *from, size_t size, off_t offset)
 	return 0;
 }
 
-/* ---- COPY ---- */
-
-static int copy_by_hand(int out, off_t at, off_t end)
+/* Past the interposer. */
+static void *map_raw(void *at, size_t size, int prot, int flags, int fd, off_t offset)
 {
-	while (at < end) {
-		size_t want = end - at < CHUNK ? end - at : CHUNK;
-		ssize_t n = pread(ram_fd, buffer, want, at);
-		int k;
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		k = write_at(out, buffer, n, at);
-		if (k < 0)
-			return k;
-		at += n;
-	}
-	return 0;
-}
-
-static int copy_extent(int out, off_t at, off_t end)
-{
-	while (at < end) {
-		loff_t from = at, to = at;
-		ssize_t n = copy_file_range(ram_fd, &from, out, &to, end - at, 0);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && (errno == EXDEV || errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP))
-			return copy_by_hand(out, at, end);
-		if (n <= 0)
-			return n < 0 ? -errno : copy_by_hand(out, at, end);
-		at += n;
-	}
-	return 0;
-}
-
-static int copy(const char *path, uint64_t *ret_bytes)
-{
-	off_t at = 0, end = ram_size;
-	int out = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	int k = 0;
-
-	if (out < 0)
-		return -errno;
-	if (ftruncate(out, ram_size) < 0)
-		k = -errno;
-	while (k == 0 && at < end) {
-		off_t data = lseek(ram_fd, at, SEEK_DATA), hole;
-
-		if (data < 0) {
-			k = errno == ENXIO ? 0 : -errno;
-			break;
-		}
-		hole = lseek(ram_fd, data, SEEK_HOLE);
-		if (hole < 0 || hole > end)
-			hole = end;
-		k = copy_extent(out, data, hole);
-		*ret_bytes += hole - data;
-		at = hole;
-	}
-	if (close(out) < 0 && k == 0)
-		k = -errno;
-	if (k < 0)
-		unlink(path);
-	return k;
+	return (void *)syscall(SYS_mmap, at, size, prot, flags, fd, offset);
 }
 
 /* ---- DIRTY ---- */
@@ -240,17 +180,86 @@ static int dirty(const char *path, uint64_t *ret_bytes)
 	return k;
 }
 
+/* ---- COPY ---- */
+
+/* A clone of the whole file where the file system can (btrfs, XFS); else written from a mapping of its own, which takes
+ * a fifth less time on tmpfs than copy_file_range, and half less than mapping the target as well. */
+static int copy_extents(int out, uint64_t *ret_bytes)
+{
+	const char *from = map_raw(NULL, ram_size, PROT_READ, MAP_SHARED, ram_fd, 0);
+	off_t at = 0, end = ram_size;
+	int k = 0;
+
+	if (from == MAP_FAILED)
+		return -errno;
+	while (k == 0 && at < end) {
+		off_t data = lseek(ram_fd, at, SEEK_DATA), hole;
+
+		if (data < 0) {
+			k = errno == ENXIO ? 0 : -errno;
+			break;
+		}
+		hole = lseek(ram_fd, data, SEEK_HOLE);
+		if (hole < 0 || hole > end)
+			hole = end;
+		k = write_at(out, from + data, hole - data, data);
+		*ret_bytes += hole - data;
+		at = hole;
+	}
+	munmap((void *)from, ram_size);
+	return k;
+}
+
+static int copy(const char *path, uint64_t *ret_bytes)
+{
+	int out = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int k = 0;
+
+	if (out < 0)
+		return -errno;
+	if (ioctl(out, FICLONE, ram_fd) < 0) {
+		if (ftruncate(out, ram_size) < 0)
+			k = -errno;
+		else
+			k = copy_extents(out, ret_bytes);
+	}
+	if (close(out) < 0 && k == 0)
+		k = -errno;
+	/* What the guest has changed so far is written too: DIRTY does it again, into pages that are there by then. */
+	if (k == 0 && mode == FCVM_RAM_IS_PRIVATE)
+		k = dirty(path, ret_bytes);
+	if (k < 0)
+		unlink(path);
+	return k;
+}
+
 /* ---- PRIVATE ---- */
 
-static void *map_raw(void *at, size_t size, int prot, int flags, int fd, off_t offset)
+/*
+ * Replacing a mapping drops its pages first, 60 us for each MiB, while the VM is paused. So its page tables are moved
+ * aside and dropped after the answer. The mapping itself stays, empty: who touches it gets the file's page. (130 MiB
+ * in use: 7.5 ms to replace, 0.08 to move and replace.)
+ */
+static void move_aside(void)
 {
-	return (void *)syscall(SYS_mmap, at, size, prot, flags, fd, offset);
+	size_t offset = (uintptr_t)ram % TABLE;
+	char *room = map_raw(NULL, ram_size + 2 * TABLE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *to;
+
+	if (room == MAP_FAILED)
+		return;
+	/* Whole tables can be moved if both ends lie alike in theirs. */
+	to = room + TABLE - (uintptr_t)room % TABLE + offset;
+	aside = room;
+	/* Fails before Linux 5.13, which costs the time. */
+	mremap(ram, ram_size, ram_size, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
 }
 
 static int make_private(void)
 {
 	if (mode == FCVM_RAM_IS_PRIVATE)
 		return 0;
+	move_aside();
 	if (map_raw(ram, ram_size, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_NORESERVE, ram_fd, 0) ==
 		MAP_FAILED)
 		return -errno;
@@ -303,6 +312,9 @@ static void *serve(void *unused)
 		reply.mode = mode;
 		if (!transmit(&reply, sizeof reply))
 			break;
+		if (aside != MAP_FAILED)
+			munmap(aside, ram_size + 2 * TABLE);
+		aside = MAP_FAILED;
 	}
 	return NULL;
 }
@@ -370,6 +382,14 @@ EXPORT void *mmap(void *at, size_t size, int prot, int flags, int fd, off_t offs
 
 EXPORT void *mmap64(void *at, size_t size, int prot, int flags, int fd, off_t offset)
 	__attribute__((alias("mmap")));
+
+/* QEMU asks for huge pages whatever it is given. In a file that becomes a snapshot they make 2 MiB of each page. */
+EXPORT int madvise(void *at, size_t size, int advice)
+{
+	if (advice == MADV_HUGEPAGE && ram && (char *)at >= ram && (char *)at < ram + ram_size)
+		return 0;
+	return syscall(SYS_madvise, at, size, advice);
+}
 
 /* The published file: for reading only, and not made anew when it has gone. */
 static int open_raw(const char *path, int flags, mode_t bits)
