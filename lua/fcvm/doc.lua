@@ -41,7 +41,15 @@ local function split(text)
     return first or "", rest or ""
 end
 
--- One LDoc tag as people read it. state.alternative: the number of the last @treturn[n].
+-- "error `ENOENT`: no such" as in "nil and an error: ..."
+local function failure_text(text)
+    local what = text:match "^error%s*(.*)$"
+    if not what then return text end
+    return "an error" .. (what ~= "" and ": " .. what or "")
+end
+
+-- One LDoc tag as people read it, or nil and what is added to the line before. state.alternative: the number of the
+-- last @treturn[n].
 local function tag_text(tag, modifiers, text, state)
     local optional = modifiers:match "opt=([^%]]*)"
     if tag == "tparam" or tag == "param" then
@@ -56,7 +64,8 @@ local function tag_text(tag, modifiers, text, state)
         local alternative = modifiers:match "%d+" or "1"
         local again = state.alternative == alternative
         state.alternative = alternative
-        local start = again and "      and " or state.returned and "  or returns " or "  returns "
+        if again then return nil, " and " .. failure_text(text) end
+        local start = state.returned and "  or " or "  returns "
         state.returned = true
         return start .. text
     elseif tag == "raise" then
@@ -70,12 +79,14 @@ local function plain(comment)
     local out, state = {}, {}
     for _, line in ipairs(comment) do
         local tag, modifiers, text = line:match "^@(%a+)(%S*)%s*(.*)$"
+        local more
         if tag then
-            line = tag_text(tag, modifiers, text, state)
-        elseif state.returned or state.tagged then
+            line, more = tag_text(tag, modifiers, text, state)
+            state.tagged = true
+        elseif state.tagged and line ~= "" then
             line = "      " .. line
         end
-        state.tagged = state.tagged or tag ~= nil
+        if more then out[#out] = out[#out] .. more:gsub("`", "") end
         if line then out[#out + 1] = (line:gsub("`", "")) end
     end
     while out[#out] and out[#out]:find "^%s*$" do out[#out] = nil end
@@ -145,7 +156,9 @@ local function summary(t, prefix)
     table.sort(names)
     for _, name in ipairs(names) do
         local text = of_function(t[name])
-        local first = text and text:match "\n([^\n]*)" or ""
+        -- the first sentence, or what there is up to an empty line or a list of parameters
+        local first = text and text:match "\n(.*)" or ""
+        first = (first:match "^(.-)\n%s" or first:match "^(.-)\n\n" or first):gsub("\n", " ")
         local head = text and text:match "%b()" or "()"
         local row = { prefix .. name .. head, first:match "^(.-%.)%s" or first }
         width = math.max(width, #row[1])

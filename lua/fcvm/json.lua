@@ -48,11 +48,12 @@ local encode
 local function keys_of(t)
     local n = #t
     if getmetatable(t) == ARRAY or n > 0 then
+        local count = 0
         for key in pairs(t) do
-            if math.type(key) ~= "integer" or key < 1 or key > n then
-                error("JSON: a table has both places and names, or holes", 0)
-            end
+            count = count + 1
+            if math.type(key) ~= "integer" or key < 1 or key > n then count = -1 break end
         end
+        if count ~= n then error("JSON: a table has both places and names, or holes", 0) end
         return nil
     end
     local keys = {}

@@ -5,6 +5,7 @@
 local M = {}
 
 local MAX_STRING = 200 -- bytes of a string within a table
+local MAX_LINES = 40 -- bytes of one of several lines, such as a program's output
 local MAX_ITEMS = 100 -- of a table
 local MAX_DEPTH = 6
 
@@ -25,6 +26,10 @@ local ESCAPES = { ["\n"] = "\\n", ["\t"] = "\\t", ["\r"] = "\\r", ['"'] = '\\"',
 -- In quotes, in one line, as Lua would read it.
 local function quote(s)
     local cut = ""
+    if #s > MAX_LINES and s:find "\n." then
+        local stop = s:sub(1, MAX_LINES):match ".*()\n"
+        if stop then s, cut = s:sub(1, stop), "..." end
+    end
     if #s > MAX_STRING then
         local stop = MAX_STRING
         -- not in the middle of a character
@@ -99,7 +104,7 @@ end
 -- @param value
 -- @tparam[opt=100] integer width columns
 -- @treturn string
-function M.value(value, width)
+function M.format(value, width)
     if type(value) == "string" and value:find "\n" and utf8.len(value) and not value:find "[%z\1-\8\11-\31]" then
         return (value:gsub("\n$", ""))
     end
