@@ -177,9 +177,11 @@ static int add_dependencies(struct fcvm_buf *b, const struct store_modules *all,
 
 static int add_aliases(struct fcvm_buf *b, const struct store_module *m)
 {
+	/* AF_VSOCK: only VMware's transport, which is not ours, says that it wants to be loaded for it. */
+	bool is_vsock = strcmp(m->name, "vmw_vsock_virtio_transport") == 0;
 	const char *alias;
 	size_t at = 0;
-	int r = 0;
+	int r = is_vsock ? add_text(b, "alias net-pf-40 ", m->name, "\n") : 0;
 
 	while (r == 0 && (alias = store_modinfo_next(m, "alias", &at))) {
 		r = add_text(b, "alias ", alias, " ");
