@@ -74,7 +74,7 @@ static void add_machine(struct qemu_args *a, const struct vmm_machine *m, const 
 	args(a, "-name", name ? fcvm_asprintf("guest=%s", name) : NULL);
 	/* One I/O APIC has room for all the devices there are, and makes 8 virtio transports instead of 24. */
 	args(a, "-machine", strdup("microvm,acpi=on,ioapic2=off,memory-backend=ram,mem-merge=off,"
-		"dump-guest-core=off"));
+		"dump-guest-core=off,suppress-vmdesc=on"));
 	arg(a, strdup("-nodefaults"));
 	arg(a, strdup("-no-user-config"));
 	args(a, "-display", strdup("none"));

@@ -16,7 +16,7 @@
 #include "base/fd.h"
 #include "vmm/qemu_private.h"
 
-enum { CANCEL_MS = 1000 };
+enum { CANCEL_MS = 1000, FILE_MS = 2000 };
 
 static const char *const names[] = {
 	[QEMU_STARTING] = "starting",
@@ -89,7 +89,8 @@ static char *quote(const char *path)
 	return to;
 }
 
-/* QEMU before 8.2 has no file: and lets cat do it. */
+/* QEMU before 8.2 has no file: and lets cat do it. It says "completed" before cat has read it all, so what is
+ * written gets its name when it is whole. */
 static char *make_uri(struct qemu *q, const char *path, bool in)
 {
 	_cleanup_free_ char *quoted = NULL;
@@ -97,7 +98,10 @@ static char *make_uri(struct qemu *q, const char *path, bool in)
 	if (q->file_uri)
 		return fcvm_asprintf("file:%s", path);
 	quoted = quote(path);
-	return quoted ? fcvm_asprintf("exec:exec cat %s %s", in ? "<" : ">", quoted) : NULL;
+	if (!quoted)
+		return NULL;
+	return in ? fcvm_asprintf("exec:exec cat < %s", quoted) :
+		fcvm_asprintf("exec:cat > %s.part && exec mv %s.part %s", quoted, quoted, quoted);
 }
 
 static const char *why_failed(struct qemu *q, const struct fcvm_until *until, struct fcvm_json **ret)
@@ -124,6 +128,26 @@ static int await_migration(struct qemu *q, const char *verb, const char *path, c
 		if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0)
 			return fcvm_fail(err, -EIO, "%s: %s %s: %s", q->name, verb, path,
 				why_failed(q, until, &info));
+	}
+}
+
+/* For the mv of make_uri. */
+static int await_file(struct qemu *q, const char *path, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_until soon = fcvm_until_sooner(until, FILE_MS);
+
+	for (;;) {
+		struct fcvm_until moment = fcvm_until_sooner(&soon, 1);
+		struct fcvm_node_stat st;
+		int k = fcvm_node_stat(q->node, path, &soon, &st, err);
+
+		if (k != -ENOENT)
+			return k;
+		k = fcvm_until_poll(&moment, NULL, 0);
+		if (k != -ETIMEDOUT)
+			return fcvm_fail_errno(err, k, "%s: wait for %s to be written", q->name, path);
+		if (fcvm_until_left_ms(&soon) == 0)
+			return fcvm_fail(err, -EIO, "%s: the shell that QEMU started did not write %s", q->name, path);
 	}
 }
 
@@ -231,6 +255,8 @@ int fcvm_qemu_save(struct vmm *v, const char *state_file, const char *memory_fil
 	if (k < 0)
 		return k;
 	k = migrate(q, "migrate", "save its devices to", state_file, until, err);
+	if (k == 0 && !q->file_uri)
+		k = await_file(q, state_file, until, err);
 	if (k == 0 && q->ram.private)
 		k = fcvm_qemu_ram_call(&q->ram, FCVM_RAM_DIRTY, memory_file, until, err);
 	else if (k == 0)
