@@ -3,7 +3,7 @@
  * The QEMU driver on a real QEMU with a real kernel and the real agent: boot, pause, save, restore, clones that diverge,
  * snapshots of clones, and how each failure looks. Skips without QEMU or a kernel to boot.
  *
- * The kernel: FCVM_TEST_DEB, else /tmp/k/linux-image-*.deb. FCVM_TEST_ACCEL: kvm or tcg.
+ * The kernel: FCVM_TEST_DEB, else /tmp/k/linux-image-*.deb. FCVM_TEST_ACCEL: kvm or tcg. FCVM_TEST_VCPUS: else 1.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -67,7 +67,7 @@ static struct vmm_machine machine_of(struct guest *g, const char *name)
 	mkdir(g->dir, 0700);
 	g->dirfd = open(g->dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	return (struct vmm_machine){.node = local, .name = g->name, .dir = g->dir, .dirfd = g->dirfd,
-		.memory = MEMORY, .vcpus = 1};
+		.memory = MEMORY, .vcpus = getenv("FCVM_TEST_VCPUS") ? atoi(getenv("FCVM_TEST_VCPUS")) : 1};
 }
 
 static bool meet(struct guest *g, uint64_t generation)
