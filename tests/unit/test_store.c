@@ -265,6 +265,25 @@ static char *make_snapshot(const char *name)
 	return dir;
 }
 
+static void put_zeros(const char *dir, off_t at)
+{
+	_cleanup_free_ char *path = fcvm_asprintf("%s/memory", dir), *zeros = calloc(1, 1 << 20);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	CHECK(pwrite(fd, zeros, 1 << 20, at) == 1 << 20);
+	close(fd);
+}
+
+/* The one byte that make_snapshot has put near the end: the same block elsewhere. */
+static void move_mark(const char *dir, off_t from, off_t to)
+{
+	_cleanup_free_ char *path = fcvm_asprintf("%s/memory", dir);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	CHECK(pwrite(fd, "", 1, from) == 1 && pwrite(fd, "!", 1, to) == 1);
+	close(fd);
+}
+
 static bool is_damaged(const char *dir, const char *says)
 {
 	struct fcvm_manifest m = {.memory = 0};
@@ -362,6 +381,14 @@ static void test_manifest(void)
 	overwrite(dir, "state", 4, "S");
 	CHECK(is_damaged(dir, "state was changed"));
 	overwrite(dir, "state", 4, "s");
+	put_zeros(dir, 20 << 20); /* a hole that is none any more holds the same */
+	CHECK(fcvm_manifest_read(dir, "heron1", &m, &err) == 0);
+	fcvm_manifest_done(&m);
+	move_mark(dir, (60 << 20) + 1234, (60 << 20) + 1234 + 3 * 4096);
+	CHECK(is_damaged(dir, "memory was changed"));
+	move_mark(dir, (60 << 20) + 1234 + 3 * 4096, (60 << 20) + 1234);
+	CHECK(fcvm_manifest_read(dir, "heron1", &m, &err) == 0);
+	fcvm_manifest_done(&m);
 	overwrite(dir, "memory", 40 << 20, "?"); /* in a hole */
 	CHECK(is_damaged(dir, "memory was changed"));
 	CHECK(fcvm_manifest_write(dir, &sample, false, &err) == 0); /* not full: only its size counts */
