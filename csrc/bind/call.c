@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/eventfd.h>
 
 #include "base/cleanup.h"
@@ -363,6 +364,12 @@ static int sleep_for(lua_State *L)
 	return fcvm_call_run(L, call);
 }
 
+static int processors(lua_State *L)
+{
+	lua_pushinteger(L, sysconf(_SC_NPROCESSORS_ONLN));
+	return 1;
+}
+
 /* now(): seconds of a clock that only runs forward. */
 static int now(lua_State *L)
 {
@@ -382,6 +389,7 @@ static const luaL_Reg functions[] = {
 	{"fd", jobs_fd},
 	{"sleep", sleep_for},
 	{"now", now},
+	{"processors", processors},
 	{NULL, NULL},
 };
 

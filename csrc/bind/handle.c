@@ -147,6 +147,9 @@ static int handle_close(lua_State *L)
 	c->subject = h;
 	c->object = h->object;
 	h->object = NULL;
+	/* now, not when a worker comes round to it: all of them may be busy with these very calls */
+	if (c->call.bind)
+		fcvm_jobs_cancel_on(&c->call.bind->jobs, h);
 	return fcvm_call_run(L, &c->call);
 }
 

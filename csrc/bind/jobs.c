@@ -370,6 +370,14 @@ static bool cancel_in(struct fcvm_jobs *jobs, struct fcvm_job_link *list, const 
 	return any;
 }
 
+void fcvm_jobs_cancel_on(struct fcvm_jobs *jobs, const void *subject)
+{
+	pthread_mutex_lock(&jobs->lock);
+	cancel_in(jobs, &jobs->queue, subject);
+	cancel_in(jobs, &jobs->running, subject);
+	pthread_mutex_unlock(&jobs->lock);
+}
+
 void fcvm_jobs_end_calls_on(struct fcvm_jobs *jobs, const void *subject)
 {
 	pthread_mutex_lock(&jobs->lock);

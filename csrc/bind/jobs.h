@@ -80,7 +80,9 @@ int fcvm_jobs_submit(struct fcvm_jobs *jobs, struct fcvm_job *job);
 void fcvm_jobs_sleep(struct fcvm_jobs *jobs, struct fcvm_job *job, int64_t wake_ns);
 /* Has it end with -ECANCELED soon; returns at once. Harmless in every state. */
 void fcvm_jobs_cancel(struct fcvm_jobs *jobs, struct fcvm_job *job);
-/* Cancels all jobs on the subject and waits until none is queued or runs. From any thread. */
+/* Cancels all jobs on the subject. */
+void fcvm_jobs_cancel_on(struct fcvm_jobs *jobs, const void *subject);
+/* The same, and waits until none is queued or runs. From any thread. */
 void fcvm_jobs_end_calls_on(struct fcvm_jobs *jobs, const void *subject);
 /* Cancels and waits; afterwards nobody knows the job. Closes its fd. */
 void fcvm_jobs_forget(struct fcvm_jobs *jobs, struct fcvm_job *job);

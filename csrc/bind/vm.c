@@ -272,6 +272,8 @@ static int vm_info(lua_State *L)
 	set_integer(L, "generation", (lua_Integer)info.generation);
 	lua_pushnumber(L, (lua_Number)info.uptime_ms / 1e3);
 	lua_setfield(L, -2, "uptime");
+	lua_pushnumber(L, info.start_ms);
+	lua_setfield(L, -2, "start_ms");
 	set_boolean(L, "warm", info.warm);
 	set_boolean(L, "attached", info.attached);
 	return 1;

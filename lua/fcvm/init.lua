@@ -41,6 +41,12 @@ M.sleep = task.sleep
 M.run = task.run
 M.loop = task.loop
 
+--- Seconds on a clock that only runs forward, for measuring.
+M.now = core.now
+
+--- How many processors this host has for us.
+M.processors = core.processors
+
 -- ---- virtual machines ----
 
 local VM = {

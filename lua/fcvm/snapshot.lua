@@ -77,6 +77,11 @@ local function clone_into(made, snap, n, opts)
 end
 
 local function clone_many(snap, n, opts)
+    -- where VMMs can be copied, all of them are copies of one that this makes
+    if n > 1 then
+        local ok, err = core.snapshot_prepare(snap, 1, opts.timeout)
+        if not ok then return nil, err end
+    end
     local made = {}
     local function all()
         local list = {}

@@ -39,9 +39,11 @@ Task.__name = "fcvm.task"
 -- ---- the scheduler ----
 
 local function enqueue(t)
+    -- what can fail for want of memory comes first
+    local last = queue.last + 1
+    queue[last] = t
+    queue.last = last
     t.state = "ready"
-    queue.last = queue.last + 1
-    queue[queue.last] = t
     -- somebody else's event loop is to come round
     core.wake()
 end
@@ -91,6 +93,7 @@ local function switched(t, resumed, ...)
         t.state = "parked"
         if t.cancel_soon then enqueue(t) end
     else
+        t.yielded = true
         enqueue(t)
     end
     return t.state == "done" and not t.ok and rawequal(t.results[1], core.interrupted)
@@ -98,9 +101,15 @@ end
 
 -- Runs it until it waits. true: an interrupt has ended it.
 local function resume(t)
-    t.state, t.call, t.begun = "running", nil, true
+    local yielded = t.yielded
+    t.state, t.call, t.begun, t.yielded = "running", nil, true, nil
     current = t
     core.running(t.co)
+    if yielded and t.cancel_soon then
+        -- nothing can be raised out of a plain coroutine.yield(): the coroutine is closed there
+        local ok, err = coroutine.close(t.co)
+        return switched(t, true, false, ok and core.cancelled or err)
+    end
     return switched(t, coroutine.resume(t.co))
 end
 

@@ -243,6 +243,19 @@ describe("cancelling", function()
         assert.is_false(ran)
     end)
 
+    it("hits a task that only yields by itself", function()
+        local closed = false
+        local t = fcvm.spawn(function()
+            local _ <close> = setmetatable({}, { __close = function() closed = true end })
+            while true do coroutine.yield() end
+        end)
+        t:cancel()
+        local ok, err = pcall(t.await, t)
+        assert.is_false(ok)
+        assert.equal(fcvm.cancelled, err)
+        assert.is_true(closed)
+    end)
+
     it("can be survived", function()
         local t = fcvm.spawn(function()
             pcall(fcvm.sleep, 100)
@@ -467,6 +480,20 @@ describe("closing a handle", function()
         local data, err = reader:await()
         assert.is_nil(data)
         assert.equal("ECANCELED", err.code)
+        b:close()
+    end)
+
+    it("works when every worker is busy with calls on it", function()
+        local a, b = pair()
+        local readers = {}
+        for i = 1, 300 do
+            readers[i] = fcvm.spawn(function() return a:read() end)
+        end
+        fcvm.spawn(function() a:close() end):await()
+        for i = 1, 300 do
+            local _, err = readers[i]:await()
+            assert.equal("ECANCELED", err.code)
+        end
         b:close()
     end)
 
