@@ -11,6 +11,7 @@ static int list(const struct args *args)
 {
 	static const struct column columns[] = {
 		{"NAME", "name", COLUMN_TEXT},
+		{"AGE", "created", COLUMN_AGE},
 		{"KEY", "key", COLUMN_TEXT},
 		{"KERNEL", "kernel", COLUMN_TEXT},
 		{"SIZE", "bytes", COLUMN_BYTES},

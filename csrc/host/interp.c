@@ -68,28 +68,11 @@ static bool is_deep(lua_State *L)
 	int n = 0;
 
 	for (int level = 1; n < 2 && lua_getstack(L, level, &ar); level++) {
-		lua_getinfo(L, "l", &ar);
-		n += ar.currentline > 0;
+		lua_getinfo(L, "lt", &ar);
+		/* A tail call has taken its caller's place. */
+		n += ar.currentline > 0 ? 1 + ar.istailcall : 0;
 	}
 	return n >= 2;
-}
-
-/* Appends the error's `detail` lines, indented, to the string on top. index: the error. */
-static void append_detail(lua_State *L, int index)
-{
-	if (!lua_istable(L, index))
-		return;
-	lua_pushliteral(L, "detail");
-	lua_rawget(L, index);
-	if (lua_type(L, -1) != LUA_TSTRING || lua_rawlen(L, -1) == 0) {
-		lua_pop(L, 1);
-		return;
-	}
-	luaL_gsub(L, lua_tostring(L, -1), "\n", "\n    ");
-	lua_remove(L, -2);
-	lua_pushliteral(L, "\n    ");
-	lua_insert(L, -2);
-	lua_concat(L, 3);
 }
 
 static int describe(lua_State *L, bool brief)
@@ -106,7 +89,6 @@ static int describe(lua_State *L, bool brief)
 		lua_insert(L, -2);
 		lua_concat(L, 2);
 	}
-	append_detail(L, 1);
 	if (!brief || is_deep(L))
 		luaL_traceback(L, L, lua_tostring(L, -1), 1);
 	return 1;

@@ -20,8 +20,8 @@ lua_State *interp_new(void);
 void interp_close(lua_State *L);
 
 /*
- * As lua_pcall, but signals interrupt the call, and the error is a string to be shown: message, detail, and a
- * traceback unless `brief` is set and it would tell nothing. An interrupted call leaves an error as well.
+ * As lua_pcall, but signals interrupt the call, and the error is a string to be shown: message and
+ * traceback (not if `brief` is set and it would tell nothing). An interrupted call leaves an error as well.
  */
 int interp_call(lua_State *L, int nargs, int nresults, bool brief);
 /* Prints and pops the error that interp_call left; nothing for an interrupt. */

@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <wchar.h>
@@ -170,7 +169,7 @@ static bool wait_for_byte(struct line *l)
 			{.fd = STDIN_FILENO, .events = POLLIN},
 			{.fd = interrupt_fd(), .events = POLLIN},
 			{.fd = l->changed, .events = POLLIN},
-			{.fd = l->hooks->idle_fd ? l->hooks->idle_fd(l->hooks->data) : -1, .events = POLLIN},
+			{.fd = l->hooks->idle_fd(l->hooks->data), .events = POLLIN},
 		};
 
 		if (poll(p, 4, -1) < 0 && errno != EINTR)
@@ -182,9 +181,11 @@ static bool wait_for_byte(struct line *l)
 		if (p[2].revents)
 			terminal_changed(l);
 		if (p[3].revents) {
+			/* What it prints takes the line's place, and the line comes after it again. */
+			fputs("\r\033[K", l->out);
+			fflush(l->out);
 			l->hooks->idle(l->hooks->data);
-			if (l->el)
-				el_set(l->el, EL_REFRESH);
+			el_set(l->el, EL_REFRESH);
 		}
 		if (p[0].revents)
 			return true;
@@ -207,6 +208,9 @@ static int read_char(EditLine *el, wchar_t *ret)
 			continue;
 		if (n <= 0)
 			return (int)n;
+		/* Ctrl-D that was typed while something ran: the terminal, not yet raw then, has made this of it. */
+		if (c == 0 && el_line(el)->lastchar == el_line(el)->buffer)
+			c = 4;
 		r = mbrtowc(ret, &c, 1, &l->partial);
 		if (r == (size_t)-2)
 			continue;
@@ -241,9 +245,8 @@ static size_t common(const struct line_completions *c)
 
 static void show_names(struct line *l, const struct line_completions *c)
 {
-	struct winsize w;
+	size_t screen = terminal_columns();
 	size_t width = 0, columns, rows;
-	size_t screen = ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col ? w.ws_col : 80;
 
 	for (size_t i = 0; i < c->count; i++)
 		if (strlen(c->names[i]) > width)
@@ -315,7 +318,8 @@ static bool open_terminal(struct line *l)
 	el_set(l->el, EL_SIGNAL, 0);
 	el_set(l->el, EL_PROMPT, prompt_of);
 	el_set(l->el, EL_GETCFN, read_char);
-	el_set(l->el, EL_ADDFN, "fcvm-complete", "complete a name", complete);
+	/* el_set() would leak copies of the two. */
+	el_wset(l->el, EL_ADDFN, L"fcvm-complete", L"complete a name", complete);
 	el_set(l->el, EL_BIND, "^I", "fcvm-complete", NULL);
 	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
 		el_set(l->el, EL_BIND, keys[i][0], keys[i][1], NULL);

@@ -161,8 +161,10 @@ static void drain(struct session *s, unsigned i)
 	if (n < 0 && would_block())
 		return;
 	if (n < 0) {
-		/* A reader of ours that left (as in `fcvm exec ... | head`) ends the program's output; no error. */
-		if (i > 0 && errno != EPIPE)
+		/* Our reader has left, as in `fcvm exec ... | head`: no error, and the program would get this signal. */
+		if (i > 0 && errno == EPIPE)
+			fcvm_program_signal(s->program, SIGPIPE, NULL);
+		else if (i > 0)
 			s->trouble = -errno;
 		end_flow(s, i);
 		return;

@@ -14,6 +14,7 @@
 #include "host/interrupt.h"
 #include "host/line.h"
 #include "host/progress.h"
+#include "host/terminal.h"
 #include "host/verb.h"
 
 #define PROMPT "fcvm> "
@@ -25,6 +26,8 @@ struct repl {
 	struct fcvm_buf chunk; /* the lines so far, NUL-terminated once complete */
 	unsigned lines;
 	unsigned errors;
+	int loop_fd; /* fcvm.loop()'s; borrowed */
+	bool idle;   /* it is to be watched: tasks may be left */
 };
 
 /* ---- compiling what was typed ---- */
@@ -87,17 +90,19 @@ static enum compiled compile(lua_State *L, const char *text)
 
 /* ---- running it ---- */
 
-/* The interpreter's print() of one value, unless fcvm.pretty says how. */
+/* Addresses are registry keys: fcvm.pretty.format, and fcvm.loop(). */
+static const char key_format, key_loop;
+
 static void push_shown(lua_State *L, int index)
 {
-	if (lua_getfield(L, LUA_REGISTRYINDEX, "fcvm.host.show") == LUA_TFUNCTION) {
-		lua_pushvalue(L, index);
-		lua_call(L, 1, 1);
-		if (lua_isstring(L, -1))
-			return;
-	}
-	lua_pop(L, 1);
-	luaL_tolstring(L, index, NULL);
+	unsigned columns = terminal_columns();
+
+	lua_rawgetp(L, LUA_REGISTRYINDEX, &key_format);
+	lua_pushvalue(L, index);
+	/* A line that is a little too long reads better than one broken into a list. */
+	lua_pushinteger(L, columns > 100 ? columns : 100);
+	lua_call(L, 2, 1);
+	luaL_checkstring(L, -1);
 }
 
 /* Calls the function and prints what it returns. */
@@ -139,10 +144,14 @@ static void run_chunk(struct repl *r)
 	/* function -> evaluate, function */
 	lua_pushcfunction(L, evaluate);
 	lua_insert(L, -2);
+	progress_quiet(false);
 	if (interp_call(L, 1, 0, true) != LUA_OK)
 		report(r);
 	lua_settop(L, 0);
 	progress_clear();
+	/* What goes on in the background must not write over the line that is being typed. */
+	progress_quiet(true);
+	r->idle = true;
 	if (interrupt_signal() == SIGINT)
 		interrupt_clear();
 }
@@ -226,29 +235,64 @@ static void complete(void *data, const char *text, size_t size, struct line_comp
 	complete_names(((struct repl *)data)->L, text, size, ret);
 }
 
-/* Loads fcvm and what the prompt makes of it. */
+/* Tasks that were started at the prompt go on while a line is being typed. */
+static int idle_fd(void *data)
+{
+	const struct repl *r = data;
+
+	return r->idle ? r->loop_fd : -1;
+}
+
+/* fcvm.loop():step(0); returns whether tasks are left. */
+static int step_loop(lua_State *L)
+{
+	lua_rawgetp(L, LUA_REGISTRYINDEX, &key_loop);
+	lua_getfield(L, -1, "step");
+	lua_insert(L, -2);
+	lua_call(L, 1, 1);
+	lua_pushboolean(L, lua_tointeger(L, -1) > 0);
+	return 1;
+}
+
+static void idle(void *data)
+{
+	struct repl *r = data;
+
+	lua_settop(r->L, 0);
+	lua_pushcfunction(r->L, step_loop);
+	if (interp_call(r->L, 0, 1, true) != LUA_OK) {
+		r->idle = false;
+		report(r);
+		return;
+	}
+	r->idle = lua_toboolean(r->L, 1);
+	fflush(stdout);
+}
+
+/* Loads fcvm and what the prompt makes of it; returns the loop's fd. */
 static int load_fcvm(lua_State *L)
 {
-	static const char code[] =
-		"fcvm = require 'fcvm'\n"
-		"local ok, pretty = pcall(require, 'fcvm.pretty')\n"
-		"local ok2, doc = pcall(require, 'fcvm.doc')\n"
-		"if ok2 then help = type(doc) == 'table' and doc.help or doc end\n"
-		"return ok and (type(pretty) == 'table' and (pretty.format or pretty.show) or pretty) or nil\n";
+	static const char code[] = "fcvm = require 'fcvm'; help = require 'fcvm.doc'.help\n"
+				   "local loop = fcvm.loop()\n"
+				   "return require 'fcvm.pretty'.format, loop, loop:fd()\n";
 
-	lua_settop(L, 0);
 	if (luaL_loadbuffer(L, code, sizeof code - 1, "=repl") != LUA_OK)
 		return lua_error(L);
-	lua_call(L, 0, 1);
-	lua_setfield(L, LUA_REGISTRYINDEX, "fcvm.host.show");
-	return 0;
+	lua_call(L, 0, 3);
+	lua_insert(L, -3);
+	lua_rawsetp(L, LUA_REGISTRYINDEX, &key_loop);
+	lua_rawsetp(L, LUA_REGISTRYINDEX, &key_format);
+	return 1;
 }
 
 static int set_up(struct repl *r)
 {
 	lua_pushcfunction(r->L, load_fcvm);
-	if (interp_call(r->L, 0, 0, false) == LUA_OK)
+	if (interp_call(r->L, 0, 1, false) == LUA_OK) {
+		r->loop_fd = (int)lua_tointeger(r->L, -1);
+		lua_settop(r->L, 0);
 		return 0;
+	}
 	interp_report(r->L);
 	return interrupt_signal() ? EXIT_SIGNAL + interrupt_signal() : EXIT_FAILED;
 }
@@ -256,7 +300,7 @@ static int set_up(struct repl *r)
 static int run(const struct args *args)
 {
 	struct repl r = {0};
-	struct line_hooks hooks = {.data = &r, .complete = complete};
+	struct line_hooks hooks = {.data = &r, .complete = complete, .idle_fd = idle_fd, .idle = idle};
 	int status;
 
 	interrupt_bear(1 << 30);

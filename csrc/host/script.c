@@ -177,6 +177,17 @@ static int load(lua_State *L)
 	return lua_gettop(L);
 }
 
+/* Tasks that the script has started and not waited for. */
+static int wait_for_tasks(lua_State *L)
+{
+	luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+	if (lua_getfield(L, -1, "fcvm") == LUA_TTABLE) {
+		lua_getfield(L, -1, "run");
+		lua_call(L, 0, 0);
+	}
+	return 0;
+}
+
 static int run_file(lua_State *L, const struct args *args, const char *path)
 {
 	struct job job = {.args = args, .path = path};
@@ -188,6 +199,10 @@ static int run_file(lua_State *L, const struct args *args, const char *path)
 	r = lua_pcall(L, 1, LUA_MULTRET, 0);
 	if (r == LUA_OK)
 		r = interp_call(L, lua_gettop(L) - 1, 2, false);
+	if (r == LUA_OK) {
+		lua_pushcfunction(L, wait_for_tasks);
+		r = interp_call(L, 0, 0, false);
+	}
 	if (r == LUA_OK) {
 		lua_pushcfunction(L, status_of);
 		lua_insert(L, 1);

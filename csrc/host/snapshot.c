@@ -10,8 +10,8 @@ static int list(const struct args *args)
 {
 	static const struct column columns[] = {
 		{"NAME", "name", COLUMN_TEXT},
-		{"CREATED", "created", COLUMN_AGE},
-		{"OF", "vm", COLUMN_TEXT},
+		{"AGE", "created", COLUMN_AGE},
+		{"OF", "vm_name", COLUMN_TEXT},
 		{"IMAGE", "image", COLUMN_TEXT},
 		{"DRIVER", "driver", COLUMN_TEXT},
 		{"ACCEL", "accel", COLUMN_TEXT},

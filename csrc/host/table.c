@@ -76,6 +76,8 @@ static void cell(char *buf, const struct fcvm_json *row, const struct column *c)
 	*buf = 0;
 	if (c->kind == COLUMN_BYTES && n >= 0)
 		human_bytes(buf, CELL, n);
+	else if (c->kind == COLUMN_TIME && n >= 0)
+		human_time(buf, CELL, n);
 	else if (c->kind == COLUMN_AGE && n >= 0)
 		human_time(buf, CELL, time(NULL) - n);
 	else

@@ -12,7 +12,8 @@ enum column_kind {
 	COLUMN_TEXT,
 	COLUMN_BYTES, /* right-aligned, humanised */
 	COLUMN_COUNT, /* right-aligned */
-	COLUMN_AGE,   /* a time on the clock, in seconds since 1970: "5 min" */
+	COLUMN_TIME,  /* seconds: "5 min" */
+	COLUMN_AGE,   /* the same, since a time given in seconds since 1970 */
 };
 
 struct column {

@@ -60,6 +60,14 @@ void terminal_size(unsigned *rows, unsigned *columns)
 	*columns = w.ws_col;
 }
 
+unsigned terminal_columns(void)
+{
+	unsigned rows, columns = 80;
+
+	terminal_size(&rows, &columns);
+	return columns;
+}
+
 static void note_change(int signo)
 {
 	int saved = errno;

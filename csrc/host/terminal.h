@@ -10,6 +10,7 @@ bool terminal_here(void); /* stdin and stdout are terminals */
 int terminal_raw(void);
 void terminal_restore(void);
 void terminal_size(unsigned *rows, unsigned *columns); /* untouched if it is not known */
+unsigned terminal_columns(void); /* of stdout; 80 if it is none */
 /* An eventfd that is readable after each change of size, and after we were stopped and continued; stays ours. -errno. */
 int terminal_watch(void);
 

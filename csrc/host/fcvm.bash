@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+# bash completion for fcvm(1). Verbs and options come from the program itself.
+
+# Offers words for the current one.
+_fcvm_offer() {
+	mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W "$1" -- "$cur")
+}
+
+_fcvm_files() {
+	compopt -o filenames 2>/dev/null
+	mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$cur")
+}
+
+_fcvm_vms() {
+	_fcvm_offer "$("$program" ls --quiet 2>/dev/null)"
+}
+
+# The value of option $1.
+_fcvm_value() {
+	case $1 in
+	--image | -i) _fcvm_offer "$("$program" image ls --quiet 2>/dev/null)" ;;
+	--snapshot) _fcvm_offer "$("$program" snapshot ls --quiet 2>/dev/null)" ;;
+	--accel) _fcvm_offer "kvm tcg" ;;
+	--driver) _fcvm_offer "qemu" ;;
+	--memory | -m) _fcvm_offer "256M 512M 1G 2G 4G" ;;
+	--env | -e) mapfile -t COMPREPLY < <(compgen -v -- "$cur") ;;
+	esac
+}
+
+# Operand $2 (from 1) of verb $1.
+_fcvm_operand() {
+	case $1 in
+	script)
+		if (($2 == 1)); then
+			_fcvm_offer "$("$program" script --list --quiet 2>/dev/null)"
+		fi
+		_fcvm_files
+		;;
+	exec | logs)
+		if (($2 == 1)); then
+			_fcvm_vms
+		fi
+		;;
+	kill) _fcvm_vms ;;
+	cp)
+		if [[ $cur != */* && $cur != *:* ]]; then
+			compopt -o nospace 2>/dev/null
+			_fcvm_offer "$("$program" ls --quiet 2>/dev/null | sed 's/$/:/')"
+		fi
+		_fcvm_files
+		;;
+	"snapshot rm" | "snapshot inspect") _fcvm_offer "$("$program" snapshot ls --quiet 2>/dev/null)" ;;
+	"image rm") _fcvm_offer "$("$program" image ls --quiet 2>/dev/null)" ;;
+	"image build") _fcvm_offer "mini" ;;
+	esac
+}
+
+_fcvm() {
+	local program=${COMP_WORDS[0]} cur=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]} first=2
+	local i word options operands=0 previous=
+
+	COMPREPLY=()
+	if ((COMP_CWORD == 1)); then
+		_fcvm_offer "$("$program" --complete) --help --version"
+		return
+	fi
+	case $verb in
+	snapshot | image)
+		if ((COMP_CWORD == 2)); then
+			_fcvm_offer "$("$program" --complete "$verb")"
+			return
+		fi
+		verb="$verb ${COMP_WORDS[2]}"
+		first=3
+		;;
+	esac
+	# shellcheck disable=SC2086 # a verb of two words is two arguments
+	options=$("$program" --complete $verb 2>/dev/null)
+	for ((i = first; i < COMP_CWORD; i++)); do
+		word=${COMP_WORDS[i]}
+		if [[ -n $previous ]]; then
+			previous=
+		elif [[ $word == -- ]]; then
+			return # a program of the guest follows
+		elif [[ $word == --* ]] && grep -qxF -e "$word=" <<<"$options"; then
+			previous=$word
+		elif [[ $word == -[mcineuw] ]]; then
+			previous=$word
+		elif [[ $word != -* ]]; then
+			((operands++))
+		fi
+	done
+	if [[ -n $previous ]]; then
+		_fcvm_value "$previous"
+	elif [[ $cur == -* ]]; then
+		_fcvm_offer "${options//=/}"
+	else
+		_fcvm_operand "$verb" $((operands + 1))
+	fi
+}
+
+complete -F _fcvm fcvm
