@@ -97,6 +97,7 @@ struct fcvm_vm_info {
 	int pid;             /* of the VMM, on its node; 0: none */
 	uint64_t generation; /* grows with each restore */
 	int64_t uptime_ms;   /* since start; 0 before */
+	double start_ms;     /* what starting or cloning it took, without waiting for its turn */
 	bool warm;           /* started from a snapshot */
 	bool attached;       /* another process owns it */
 };

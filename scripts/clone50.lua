@@ -82,7 +82,7 @@ local function timed(clones, fn)
         local from = fcvm.now()
         fn(vm)
         return (fcvm.now() - from) * 1000
-    end, { limit = fcvm.cpus() })
+    end, { limit = fcvm.processors() })
     table.sort(ms)
     return ms
 end
@@ -126,7 +126,7 @@ local function measure(o)
     figures.ready = #clones
     local made = {}
     for i, vm in ipairs(clones) do
-        made[i] = vm.clone_ms
+        made[i] = vm.start_ms
     end
     table.sort(made)
     figures.clone_p50_ms, figures.clone_p99_ms = percentile(made, 50), percentile(made, 99)

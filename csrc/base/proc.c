@@ -44,11 +44,16 @@ enum {
 };
 
 /* ThreadSanitizer's own clone() is for children with memory of their own; glibc's goes by this name as well. */
-#if defined(__GLIBC__) && defined(__has_feature)
+#ifdef __has_feature
 #if __has_feature(thread_sanitizer)
+#define UNDER_TSAN
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define UNDER_TSAN
+#endif
+#if defined(__GLIBC__) && defined(UNDER_TSAN)
 int __clone(int (*)(void *), void *, int, void *, ...);
 #define clone __clone
-#endif
 #endif
 
 extern char **environ;

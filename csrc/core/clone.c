@@ -1,14 +1,24 @@
 /* SPDX-License-Identifier: MIT */
-/* VMs out of snapshots: the VMMs that wait, and what turns one into a clone. */
+/*
+ * VMs out of snapshots. There are two ways to one:
+ *
+ *   restored: a VMM is started (or was, and waits), loads the device state and maps the memory;
+ *   copied:   where the driver can copy a VMM, one is restored as a template, runs something so that all that costs
+ *             only once is done, and is paused for good; the clones are copies of it.
+ *
+ * A single clone is restored; who wants several (fcvm_snapshot_prepare, or a second clone) gets the template.
+ */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/fail.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "core/snapshot.h"
 
-enum { DEFAULT_CLONE_MS = 60000, DEFAULT_PREPARE_MS = 60000 };
+enum { DEFAULT_CLONE_MS = 60000, DEFAULT_PREPARE_MS = 60000, WARM_UP_MS = 20000 };
 
 /* ---- restoring ---- */
 
@@ -29,33 +39,179 @@ static int wait_for_restore(struct fcvm_vm *vm, const char *memory, const struct
 	return r;
 }
 
-int vm_restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
+static void adopt_waiting(struct fcvm_vm *vm, struct waiting *w)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->lease = w->lease;
+	pthread_mutex_unlock(&vm->lock);
+	vm_adopt(vm, w->vmm);
+	vm->with.driver->rename(vm->vmm, vm->name);
+	free(w);
+}
+
+/* Runs, with its agent answering, and is nobody yet. */
+static int restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
 	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", dir);
 	_cleanup_free_ char *state = fcvm_asprintf("%s/state", dir);
 	int r = memory && state ? 0 : fcvm_fail_errno(err, -ENOMEM, "%s: restore", vm->name);
 
-	if (waiting) {
-		pthread_mutex_lock(&vm->lock);
-		vm->lease = waiting->lease;
-		pthread_mutex_unlock(&vm->lock);
-		vm_adopt(vm, waiting->vmm);
-		vm->with.driver->rename(vm->vmm, vm->name);
-		free(waiting);
-	} else if (r == 0) {
+	if (waiting)
+		adopt_waiting(vm, waiting);
+	else if (r == 0)
 		r = wait_for_restore(vm, memory, until, err);
-	}
 	if (r == 0)
 		r = vm->with.driver->restore(vm->vmm, state, until, err);
 	if (r == 0)
 		r = vm->with.driver->resume(vm->vmm, until, err);
 	if (r == 0)
 		r = vm_connect_agent(vm, m->generation + 1, until, err);
-	/* Who could not be given an identity of its own is not handed out. */
-	if (r == 0)
-		r = vm_identify(vm, m->generation + 1, until, err);
 	return r;
+}
+
+int vm_restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
+	const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = restore(vm, dir, m, waiting, until, err);
+
+	/* Who could not be given an identity of its own is not handed out. */
+	return r < 0 ? r : vm_identify(vm, m->generation + 1, until, err);
+}
+
+/* ---- objects ---- */
+
+static int make_vm(struct fcvm_snapshot *s, const char *name, struct fcvm_vm **ret, struct fcvm_err *err)
+{
+	struct fcvm_vm_config config = {
+		.name = name,
+		.image = s->manifest.image,
+		.memory = s->manifest.memory,
+		.vcpus = s->manifest.vcpus,
+	};
+	struct fcvm_vm *vm;
+	int r = vm_alloc(&vm, &config, err);
+
+	if (r < 0)
+		return r;
+	vm->with = s->with;
+	vm->warm = true;
+	vm->busy = true;
+	vm->state = FCVM_VM_STARTING;
+	free(vm->image);
+	free(vm->kernel);
+	vm->image = strdup(s->manifest.image);
+	vm->kernel = strdup(s->manifest.kernel);
+	if (!vm->image || !vm->kernel) {
+		fcvm_vm_free(vm);
+		return fcvm_fail_errno(err, -ENOMEM, "clone");
+	}
+	*ret = vm;
+	return 0;
+}
+
+static int make_clone(struct fcvm_snapshot *s, const char *name, struct fcvm_vm **ret, struct fcvm_err *err)
+{
+	_cleanup_free_ char *made = NULL;
+
+	if (!name) {
+		pthread_mutex_lock(&s->lock);
+		made = fcvm_asprintf("%.56s-%u", s->manifest.vm_name, ++s->counter);
+		pthread_mutex_unlock(&s->lock);
+		if (!made)
+			return fcvm_fail_errno(err, -ENOMEM, "clone");
+	}
+	return make_vm(s, name ? name : made, ret, err);
+}
+
+/* ---- the template ---- */
+
+static bool can_copy(const struct fcvm_snapshot *s)
+{
+	return s->with.driver->can_fork && s->with.driver->can_fork(s->with.probe, runtime_node(s->rt));
+}
+
+/* What any guest has. That it fails, or is not there, is nobody's concern: what it is for is done by then. */
+static void warm_up(struct fcvm_vm *vm, const struct fcvm_until *until)
+{
+	struct fcvm_until soon = fcvm_until_sooner(until, WARM_UP_MS);
+	struct fcvm_spawn spec = {.argv = (const char *const[]){"sh", "-c", ":", NULL}, .null_stdin = true};
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct fcvm_output out = {0};
+
+		if (fcvm_node_exec(vm->agent, &spec, NULL, 0, 4096, &soon, &out, NULL) == 0)
+			fcvm_output_done(&out);
+	}
+}
+
+/* Its copies' agents are frozen like its own, at a frame's boundary, until they are greeted. */
+static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	_cleanup_free_ char *name = fcvm_asprintf("%.50s.template", s->manifest.vm_name);
+	struct fcvm_vm *vm = NULL;
+	int r = name ? make_vm(s, name, &vm, err) : fcvm_fail_errno(err, -ENOMEM, "clone");
+
+	if (r == 0)
+		r = restore(vm, s->dir, &s->manifest, NULL, until, err);
+	if (r == 0) {
+		warm_up(vm, until);
+		r = fcvm_node_freeze(vm->agent, until, err);
+	}
+	if (r == 0)
+		r = vm->with.driver->pause(vm->vmm, until, err);
+	if (r < 0) {
+		if (vm)
+			vm_explain(vm, r, "prepare clones", err);
+		fcvm_vm_free(vm);
+		return r;
+	}
+	s->template = vm;
+	return 0;
+}
+
+static bool lives(struct fcvm_vm *vm)
+{
+	struct pollfd p = {.fd = vm->with.driver->exit_fd(vm->vmm), .events = POLLIN};
+
+	return poll(&p, 1, 0) == 0;
+}
+
+/* template_lock is held. */
+static int want_template(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	if (s->template && !lives(s->template)) {
+		fcvm_vm_free(s->template);
+		s->template = NULL;
+	}
+	return s->template ? 0 : make_template(s, until, err);
+}
+
+static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", s->dir);
+	struct vmm_machine m;
+	struct vmm *vmm;
+	int r = memory ? fcvm_lease_new(runtime_store(vm->rt), &vm->lease, err)
+		       : fcvm_fail_errno(err, -ENOMEM, "%s: clone", vm->name);
+
+	if (r < 0)
+		return r;
+	m = vm_machine(vm);
+	m.memory_file = memory;
+	pthread_mutex_lock(&s->template_lock);
+	r = want_template(s, until, err);
+	if (r == 0)
+		r = vm->with.driver->fork(s->template->vmm, &m, until, &vmm, err);
+	pthread_mutex_unlock(&s->template_lock);
+	if (r < 0)
+		return r;
+	vm_adopt(vm, vmm);
+	r = vm->with.driver->resume(vm->vmm, until, err);
+	if (r == 0)
+		r = vm_connect_agent(vm, s->manifest.generation + 1, until, err);
+	return r < 0 ? r : vm_identify(vm, s->manifest.generation + 1, until, err);
 }
 
 /* ---- waiting VMMs ---- */
@@ -71,6 +227,8 @@ void snapshot_end_waiting(struct fcvm_snapshot *s)
 {
 	for (struct waiting *w = s->waiting; w; w = w->next)
 		s->with.driver->kill(w->vmm);
+	fcvm_vm_free(s->template);
+	s->template = NULL;
 	while (s->waiting) {
 		struct waiting *w = s->waiting;
 
@@ -79,32 +237,40 @@ void snapshot_end_waiting(struct fcvm_snapshot *s)
 	}
 }
 
-static int make_waiting(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
+static int start_waiting(struct fcvm_snapshot *s, struct waiting *w, const struct fcvm_until *until,
+	struct fcvm_err *err)
 {
 	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", s->dir);
-	struct waiting *w = calloc(1, sizeof *w);
-	struct vmm_machine m;
-	int r = w && memory ? 0 : fcvm_fail_errno(err, -ENOMEM, "prepare a clone");
+	struct vmm_machine m = {
+		.node = runtime_node(s->rt),
+		.name = s->manifest.vm_name,
+		.memory = s->manifest.memory,
+		.vcpus = s->manifest.vcpus,
+		.memory_file = memory,
+	};
+	int r = memory ? fcvm_lease_new(runtime_store(s->rt), &w->lease, err)
+		       : fcvm_fail_errno(err, -ENOMEM, "prepare a clone");
 
-	if (w)
-		w->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
-	if (r == 0)
-		r = fcvm_lease_new(runtime_store(s->rt), &w->lease, err);
-	if (r == 0) {
-		m = (struct vmm_machine){
-			.node = runtime_node(s->rt),
-			.name = s->manifest.vm_name,
-			.dir = w->lease.path,
-			.dirfd = w->lease.dirfd,
-			.memory = s->manifest.memory,
-			.vcpus = s->manifest.vcpus,
-			.memory_file = memory,
-		};
-		r = s->with.driver->wait(&m, s->with.probe, until, &w->vmm, err);
-	}
+	if (r < 0)
+		return r;
+	m.dir = w->lease.path;
+	m.dirfd = w->lease.dirfd;
+	r = s->with.driver->wait(&m, s->with.probe, until, &w->vmm, err);
+	if (r < 0)
+		fcvm_lease_done(runtime_store(s->rt), &w->lease);
+	return r;
+}
+
+static int add_waiting(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct waiting *w = calloc(1, sizeof *w);
+	int r;
+
+	if (!w)
+		return fcvm_fail_errno(err, -ENOMEM, "prepare a clone");
+	w->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+	r = start_waiting(s, w, until, err);
 	if (r < 0) {
-		if (w)
-			fcvm_lease_done(runtime_store(s->rt), &w->lease);
 		free(w);
 		return r;
 	}
@@ -119,18 +285,23 @@ static int make_waiting(struct fcvm_snapshot *s, const struct fcvm_until *until,
 int fcvm_snapshot_prepare(struct fcvm_snapshot *s, unsigned count, int64_t timeout_ms, struct fcvm_err *err)
 {
 	struct fcvm_until until = call_until(timeout_ms, DEFAULT_PREPARE_MS);
+	unsigned n = 0;
 	int r = 0;
 
-	for (;;) {
-		unsigned n;
-
+	if (count > 0 && can_copy(s)) {
+		pthread_mutex_lock(&s->template_lock);
+		r = want_template(s, &until, err);
+		pthread_mutex_unlock(&s->template_lock);
+		return r;
+	}
+	while (r == 0 && n < count) {
 		pthread_mutex_lock(&s->lock);
 		n = s->nwaiting;
 		pthread_mutex_unlock(&s->lock);
-		if (r < 0 || n >= count)
-			return r;
-		r = make_waiting(s, &until, err);
+		if (n < count)
+			r = add_waiting(s, &until, err);
 	}
+	return r;
 }
 
 static struct waiting *take_any(struct fcvm_snapshot *s)
@@ -164,35 +335,17 @@ static struct waiting *take_waiting(struct fcvm_snapshot *s)
 
 /* ---- the call ---- */
 
-static int make_clone(struct fcvm_snapshot *s, const char *name, struct fcvm_vm **ret, struct fcvm_err *err)
+static bool by_copy(struct fcvm_snapshot *s)
 {
-	_cleanup_free_ char *made = NULL;
-	struct fcvm_vm_config config = {
-		.name = name,
-		.image = s->manifest.image,
-		.memory = s->manifest.memory,
-		.vcpus = s->manifest.vcpus,
-	};
-	int r;
+	bool first;
 
-	if (!name) {
-		pthread_mutex_lock(&s->lock);
-		made = fcvm_asprintf("%.56s-%u", s->manifest.vm_name, ++s->counter);
-		pthread_mutex_unlock(&s->lock);
-		config.name = made;
-		if (!made)
-			return fcvm_fail_errno(err, -ENOMEM, "clone");
-	}
-	r = vm_alloc(ret, &config, err);
-	if (r < 0)
-		return r;
-	(*ret)->with = s->with;
-	(*ret)->warm = true;
-	(*ret)->busy = true;
-	(*ret)->state = FCVM_VM_STARTING;
-	free((*ret)->image);
-	(*ret)->image = strdup(s->manifest.image);
-	return (*ret)->image ? 0 : fcvm_fail_errno(err, -ENOMEM, "clone");
+	if (!can_copy(s))
+		return false;
+	pthread_mutex_lock(&s->template_lock);
+	first = !s->template && !s->cloned;
+	s->cloned = true;
+	pthread_mutex_unlock(&s->template_lock);
+	return !first;
 }
 
 int fcvm_snapshot_clone(struct fcvm_snapshot *s, const char *name, int64_t timeout_ms, struct fcvm_vm **ret,
@@ -210,8 +363,9 @@ int fcvm_snapshot_clone(struct fcvm_snapshot *s, const char *name, int64_t timeo
 		r = runtime_turn_take(s->rt, &until, &why);
 	if (r == 0) {
 		vm->started_ns = fcvm_now_ns();
-		r = vm_explain(vm, vm_restore(vm, s->dir, &s->manifest, take_waiting(s), &until, &why), "clone",
-			&why);
+		r = by_copy(s) ? copy_template(s, vm, &until, &why)
+			       : vm_restore(vm, s->dir, &s->manifest, take_waiting(s), &until, &why);
+		r = vm_explain(vm, r, "clone", &why);
 		runtime_turn_give(s->rt);
 	}
 	if (r < 0) {
@@ -220,6 +374,7 @@ int fcvm_snapshot_clone(struct fcvm_snapshot *s, const char *name, int64_t timeo
 		fcvm_vm_free(vm);
 		return r;
 	}
+	vm->ready_ns = fcvm_now_ns();
 	vm_finish(vm, FCVM_VM_RUNNING);
 	*ret = vm;
 	return 0;

@@ -40,7 +40,7 @@ struct fcvm_manifest vm_manifest(const struct fcvm_vm *vm)
 		.accel = vm->with.probe->accel,
 		.machine = vm->with.probe->machine,
 		.image = vm->image,
-		.kernel = "",
+		.kernel = vm->kernel,
 		.agent = FCVM_VERSION,
 		.vm_name = vm->name,
 		.host_cpu = (char *)host_cpu(vm->with.probe),

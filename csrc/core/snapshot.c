@@ -91,6 +91,7 @@ static int snapshot_new(struct fcvm_snapshot **ret, const char *name, struct fcv
 
 	if (s) {
 		pthread_mutex_init(&s->lock, NULL);
+		pthread_mutex_init(&s->template_lock, NULL);
 		s->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
 		s->hold = -1;
 		s->name = strdup(name ? name : "");
@@ -117,6 +118,7 @@ void fcvm_snapshot_free(struct fcvm_snapshot *s)
 	free(s->name);
 	free(s->dir);
 	pthread_mutex_destroy(&s->lock);
+	pthread_mutex_destroy(&s->template_lock);
 	runtime_put(s->rt);
 	free(s);
 }

@@ -19,9 +19,12 @@ struct fcvm_snapshot {
 	struct waiting *waiting;
 	unsigned nwaiting;
 	unsigned counter; /* for the clones' names */
+	pthread_mutex_t template_lock; /* held while it is made or copied; taken before `lock` */
+	bool cloned;              /* once already: the next one wants the template; template_lock */
+	struct fcvm_vm *template; /* where the driver can copy a VMM: restored, warmed up, paused; template_lock */
 };
 
-/* clone.c: nobody else uses s. */
+/* clone.c: ends the waiting VMMs and the template; nobody else uses s. */
 void snapshot_end_waiting(struct fcvm_snapshot *s);
 
 #endif

@@ -115,12 +115,18 @@ int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until
 int vm_set_image(struct fcvm_vm *vm, const struct fcvm_image *image, struct fcvm_err *err)
 {
 	char *name = fcvm_asprintf("%s/%s", image->name, image->key);
+	char *release = strdup(image->release ? image->release : "");
 
-	if (!name)
+	if (!name || !release) {
+		free(name);
+		free(release);
 		return fcvm_fail_errno(err, -ENOMEM, "%s: start", vm->name);
+	}
 	pthread_mutex_lock(&vm->lock);
 	free(vm->image);
+	free(vm->kernel);
 	vm->image = name;
+	vm->kernel = release;
 	pthread_mutex_unlock(&vm->lock);
 	return 0;
 }
@@ -276,6 +282,7 @@ int fcvm_vm_start(struct fcvm_vm *vm, int64_t timeout_ms, struct fcvm_err *err)
 	pthread_mutex_unlock(&vm->lock);
 	r = vm_explain(vm, start(vm, &until, &why), "start", &why);
 	if (r == 0) {
+		vm->ready_ns = fcvm_now_ns();
 		vm_finish(vm, FCVM_VM_RUNNING);
 		return 0;
 	}

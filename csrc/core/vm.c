@@ -39,6 +39,7 @@ void vm_unref(struct fcvm_vm *vm)
 	free(vm->driver_wanted);
 	free(vm->cmdline);
 	free(vm->image);
+	free(vm->kernel);
 	free(vm->attached_id);
 	free(vm->attached_dir);
 	pthread_mutex_destroy(&vm->lock);
@@ -62,10 +63,11 @@ int vm_alloc(struct fcvm_vm **ret, const struct fcvm_vm_config *config, struct f
 	vm->driver_wanted = copy(config->driver);
 	vm->cmdline = copy(config->cmdline ? config->cmdline : "");
 	vm->image = copy("");
+	vm->kernel = copy("");
 	vm->memory = config->memory ? config->memory : 256 * FCVM_MIB;
 	vm->vcpus = config->vcpus ? config->vcpus : 1;
 	vm->cold = config->cold;
-	r = vm->name && vm->image_name && vm->cmdline && vm->image ? runtime_get(&vm->rt, err)
+	r = vm->name && vm->image_name && vm->cmdline && vm->image && vm->kernel ? runtime_get(&vm->rt, err)
 		: fcvm_fail_errno(err, -ENOMEM, "make a VM");
 	if (r < 0) {
 		vm_unref(vm);
@@ -346,6 +348,7 @@ void fcvm_vm_get_info(struct fcvm_vm *vm, struct fcvm_vm_info *ret)
 		.generation = vm->generation,
 		.uptime_ms = vm->started_ns && vm->state != FCVM_VM_ENDED
 			? (fcvm_now_ns() - vm->started_ns) / 1000000 : 0,
+		.start_ms = vm->ready_ns ? (vm->ready_ns - vm->started_ns) / 1e6 : 0,
 		.warm = vm->warm,
 		.attached = vm->attached,
 	};

@@ -39,8 +39,10 @@ struct fcvm_vm {
 	char *attached_id, *attached_dir;
 	struct choice with;
 	char *image;             /* name/key; "" before start */
+	char *kernel;            /* its release; "" before start */
 	uint64_t generation;
 	int64_t started_ns;
+	int64_t ready_ns;        /* when start or clone was done */
 	bool warm;
 	int pid;
 	struct fcvm_exit exit;   /* of the VMM, once it has ended */

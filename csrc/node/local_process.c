@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fail.h"
@@ -303,5 +305,47 @@ int fcvm_local_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec,
 	if (k < 0)
 		return k;
 	*ret = fcvm_steal_ptr(p);
+	return 0;
+}
+
+/* Of a process that is ours already. On failure it is the caller's still. */
+static int take_over(struct local_process *l, pid_t pid)
+{
+	l->proc.pid = pid;
+	/* A child that nobody has waited for: the pid cannot be another's. */
+	l->proc.pidfd = syscall(SYS_pidfd_open, pid, 0);
+	if (l->proc.pidfd < 0)
+		return -errno;
+	l->p.pid = pid;
+	l->p.exit_fd = l->proc.pidfd;
+	return 0;
+}
+
+int fcvm_node_adopt(struct fcvm_node *local, pid_t pid, const int *fds, unsigned nfds, const char *verb,
+	const char *object, struct fcvm_process **ret, struct fcvm_err *err)
+{
+	struct local_process *l = calloc(1, sizeof *l);
+	int k = l ? 0 : -ENOMEM;
+
+	if (l) {
+		l->tty = -1;
+		l->proc = (struct fcvm_proc)FCVM_PROC_INIT;
+		k = fcvm_process_init(&l->p, &ops, local, verb, object);
+	}
+	if (k == 0)
+		k = take_over(l, pid);
+	if (k < 0) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		for (unsigned i = 0; i < nfds; i++)
+			fcvm_close(fds[i]);
+		if (l && l->p.node)
+			fcvm_process_free(&l->p);
+		else
+			free(l);
+		return fcvm_fail_errno(err, k, "local: %s %s: take process %d over", verb, object, (int)pid);
+	}
+	memcpy(l->p.fds, fds, nfds * sizeof *fds);
+	*ret = &l->p;
 	return 0;
 }

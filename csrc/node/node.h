@@ -76,6 +76,14 @@ struct fcvm_spawn {
 int fcvm_node_spawn(struct fcvm_node *n, const struct fcvm_spawn *spec,
 	const struct fcvm_until *until, struct fcvm_process **ret, struct fcvm_err *err);
 
+/*
+ * Takes a process over that became a child of this one without fcvm_node_spawn (a VMM's copy of itself). Local node
+ * only. fds: our ends of its descriptors as fcvm_process_fd tells them, -1: none; taken over, also on failure, as is
+ * the process: it is killed then. verb and object: for messages.
+ */
+int fcvm_node_adopt(struct fcvm_node *local, pid_t pid, const int *fds, unsigned nfds, const char *verb,
+	const char *object, struct fcvm_process **ret, struct fcvm_err *err);
+
 /* Our end of its stdin (i = 0), stdout (1), stderr (2), channels (3...): non-blocking, borrowed; -1
  * if there is none or it was closed or taken. For tty, 0 and 1 may be one and the same descriptor
  * number. */

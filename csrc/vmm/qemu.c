@@ -128,7 +128,7 @@ static size_t qemu_tail(struct vmm *v, char *to, size_t size)
 
 /* ---- life ---- */
 
-static void qemu_free(struct vmm *v)
+void fcvm_qemu_free(struct vmm *v)
 {
 	struct qemu *q = qemu_of(v);
 
@@ -153,7 +153,7 @@ static void qemu_free(struct vmm *v)
 	free(q);
 }
 
-static struct qemu *qemu_new(const struct vmm_machine *m, const struct vmm_probe *p, bool wait)
+struct qemu *fcvm_qemu_new(const struct vmm_machine *m, bool file_uri, bool private)
 {
 	struct qemu *q = calloc(1, sizeof *q);
 
@@ -162,30 +162,21 @@ static struct qemu *qemu_new(const struct vmm_machine *m, const struct vmm_probe
 	pthread_mutex_init(&q->lock, NULL);
 	q->node = fcvm_node_ref(m->node);
 	q->name = strdup(m->name);
-	q->memory_path = wait ? strdup(m->memory_file) : fcvm_asprintf("%s/memory", m->dir);
+	q->memory_path = private ? strdup(m->memory_file) : fcvm_asprintf("%s/memory", m->dir);
 	q->memory = m->memory;
-	q->file_uri = p->file_uri;
+	q->file_uri = file_uri;
 	q->ram = (struct qemu_ram){.fd = -1, .exit_fd = -1, .name = q->name};
 	if (q->name && q->memory_path)
 		return q;
-	qemu_free((struct vmm *)q);
+	fcvm_qemu_free((struct vmm *)q);
 	return NULL;
 }
 
-static int start(struct qemu *q, const struct vmm_machine *m, const struct qemu_args *a,
-	const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_qemu_hook_up(struct qemu *q, const struct vmm_machine *m, struct fcvm_err *err)
 {
-	struct fcvm_spawn spec = {
-		.argv = (const char *const *)a->argv,
-		.env = (const char *const *)a->env,
-		.null_stdin = true,
-		.channels = QEMU_CHANNELS,
-	};
 	struct fcvm_node *local = m->local ? m->local : m->node;
-	int k = fcvm_node_spawn(m->node, &spec, until, &q->process, err);
+	int k;
 
-	if (k < 0)
-		return fcvm_fail_prefix(err, "%s: start QEMU", q->name);
 	q->pid = fcvm_process_pid(q->process);
 	k = fcvm_node_drain(local, fcvm_process_take_fd(q->process, 1), m->dirfd, "console.log", CONSOLE_LIMIT,
 		&q->console, err);
@@ -197,6 +188,20 @@ static int start(struct qemu *q, const struct vmm_machine *m, const struct qemu_
 	q->ram.fd = fcvm_process_take_fd(q->process, QEMU_CONTROL);
 	q->ram.exit_fd = fcvm_process_exit_fd(q->process);
 	return fcvm_qmp_new(&q->qmp, fcvm_process_take_fd(q->process, QEMU_QMP), q->ram.exit_fd, q->name, err);
+}
+
+static int start(struct qemu *q, const struct vmm_machine *m, const struct qemu_args *a,
+	const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_spawn spec = {
+		.argv = (const char *const *)a->argv,
+		.env = (const char *const *)a->env,
+		.null_stdin = true,
+		.channels = QEMU_CHANNELS,
+	};
+	int k = fcvm_node_spawn(m->node, &spec, until, &q->process, err);
+
+	return k < 0 ? fcvm_fail_prefix(err, "%s: start QEMU", q->name) : fcvm_qemu_hook_up(q, m, err);
 }
 
 static int check_snapshot(const struct vmm_machine *m, const struct fcvm_until *until, struct fcvm_err *err)
@@ -221,7 +226,7 @@ static int launch(const struct vmm_machine *m, const struct vmm_probe *p, bool w
 
 	if (k < 0)
 		return k;
-	q = qemu_new(m, p, wait);
+	q = fcvm_qemu_new(m, p->file_uri, wait);
 	if (!q)
 		return fcvm_fail_errno(err, -ENOMEM, "%s: start QEMU", m->name);
 	k = fcvm_qemu_args_make(&a, m, p, wait, q->memory_path, err);
@@ -237,7 +242,7 @@ static int launch(const struct vmm_machine *m, const struct vmm_probe *p, bool w
 	if (k < 0 && q->process)
 		fcvm_qemu_fail(q, k, err);
 	if (k < 0) {
-		qemu_free((struct vmm *)q);
+		fcvm_qemu_free((struct vmm *)q);
 		return k;
 	}
 	q->state = wait ? QEMU_WAITING : QEMU_RUNNING;
@@ -268,6 +273,19 @@ static int qemu_carrier(struct vmm *v, const struct fcvm_until *until, int *ret_
 	return 0;
 }
 
+/* The messages' name; QEMU's own command line goes on saying the first one. */
+static void qemu_rename(struct vmm *v, const char *name)
+{
+	struct qemu *q = qemu_of(v);
+	char *copy = strdup(name);
+
+	if (!copy)
+		return;
+	free(q->name);
+	q->name = copy;
+	q->ram.name = copy;
+}
+
 static pid_t qemu_pid(const struct vmm *v)
 {
 	return ((const struct qemu *)v)->pid;
@@ -294,5 +312,8 @@ const struct vmm_ops fcvm_vmm_qemu = {
 	.wait_exit = qemu_wait_exit,
 	.kill = qemu_kill,
 	.tail = qemu_tail,
-	.free = qemu_free,
+	.free = fcvm_qemu_free,
+	.can_fork = fcvm_qemu_can_fork,
+	.fork = fcvm_qemu_fork,
+	.rename = qemu_rename,
 };

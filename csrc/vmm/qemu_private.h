@@ -42,6 +42,9 @@ struct qemu_ram {
 /* Waits for the hello and checks it: size, version, and that RAM is private if it must be. */
 int fcvm_qemu_ram_greet(struct qemu_ram *r, uint64_t memory, bool private, const struct fcvm_until *until,
 	struct fcvm_err *err);
+/* Has QEMU make a copy of itself with these descriptors (ram_wire.h); its pid. The descriptors stay the caller's. */
+int fcvm_qemu_ram_fork(struct qemu_ram *r, const int fds[FCVM_RAM_FORK_FDS], const struct fcvm_until *until,
+	pid_t *ret, struct fcvm_err *err);
 /* One request. path: NULL for none. */
 int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const char *path,
 	const struct fcvm_until *until, struct fcvm_err *err);
@@ -75,6 +78,16 @@ static inline struct qemu *qemu_of(struct vmm *v)
 /* Completes an error: if QEMU has ended or is about to, says how, with its last words and the console's. Returns
  * code. */
 int fcvm_qemu_fail(struct qemu *q, int code, struct fcvm_err *err);
+
+/* A record without a process. private: its RAM is m's memory_file, mapped privately; else a file of its own. */
+struct qemu *fcvm_qemu_new(const struct vmm_machine *m, bool file_uri, bool private);
+/* Takes q->process's descriptors to where they belong: logs, control channel, QMP. */
+int fcvm_qemu_hook_up(struct qemu *q, const struct vmm_machine *m, struct fcvm_err *err);
+void fcvm_qemu_free(struct vmm *v);
+
+bool fcvm_qemu_can_fork(const struct vmm_probe *p, const struct fcvm_node *n);
+int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm_until *until, struct vmm **ret,
+	struct fcvm_err *err);
 
 int fcvm_qemu_setup(struct qemu *q, const struct fcvm_until *until, struct fcvm_err *err);
 int fcvm_qemu_restore(struct vmm *v, const char *state_file, const struct fcvm_until *until, struct fcvm_err *err);

@@ -70,6 +70,8 @@ static const char *doing(enum fcvm_ram_command command)
 		return "write its changed memory to";
 	case FCVM_RAM_PRIVATE:
 		return "map its memory privately";
+	case FCVM_RAM_FORK:
+		return "copy itself";
 	}
 	return "?";
 }
@@ -107,5 +109,37 @@ int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const 
 	if (k < 0)
 		return fcvm_fail_errno(err, k, "%s: %s %s", r->name, doing(command), path ? path : "");
 	r->private = reply.mode == FCVM_RAM_IS_PRIVATE;
+	return 0;
+}
+
+int fcvm_qemu_ram_fork(struct qemu_ram *r, const int fds[FCVM_RAM_FORK_FDS], const struct fcvm_until *until,
+	pid_t *ret, struct fcvm_err *err)
+{
+	struct fcvm_ram_request request = {.magic = FCVM_RAM_MAGIC, .command = FCVM_RAM_FORK, .id = ++r->id};
+	char control[CMSG_SPACE(FCVM_RAM_FORK_FDS * sizeof(int))] __attribute__((aligned(8))) = {0};
+	struct iovec v = {&request, sizeof request};
+	struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	struct fcvm_ram_reply reply;
+	int k = r->broken ? -EPIPE : 0;
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(FCVM_RAM_FORK_FDS * sizeof(int));
+	memcpy(CMSG_DATA(c), fds, FCVM_RAM_FORK_FDS * sizeof(int));
+	/* The channel is empty between requests: so small a message is taken whole or not at all. */
+	if (k == 0 && sendmsg(r->fd, &m, MSG_NOSIGNAL) != (ssize_t)sizeof request)
+		k = -EPIPE;
+	if (k == 0)
+		k = read_all(r, &reply, sizeof reply, until);
+	if (k == 0 && (reply.magic != FCVM_RAM_MAGIC || reply.id != request.id || reply.bytes > INT32_MAX))
+		k = -EPROTO;
+	if (k < 0)
+		r->broken = true;
+	else if (reply.error)
+		k = reply.error > 0 && reply.error < 4096 ? -reply.error : -EPROTO;
+	if (k < 0)
+		return fcvm_fail_errno(err, k, "%s: have QEMU copy itself", r->name);
+	*ret = reply.bytes;
 	return 0;
 }

@@ -258,6 +258,12 @@ int fcvm_qmp_greet(struct fcvm_qmp *q, const struct fcvm_until *until, struct fc
 	return q->state == ENDED ? tell(q, -q->end.code, "wait for QMP", err) : 0;
 }
 
+void fcvm_qmp_join(struct fcvm_qmp *q)
+{
+	if (q->state == GREETING)
+		q->state = READY;
+}
+
 /* The line to be sent, malloc'ed; takes arguments. */
 static char *make_command(const char *command, int64_t id, struct fcvm_json *arguments)
 {

@@ -26,6 +26,9 @@ void fcvm_qmp_free(struct fcvm_qmp *q); /* NULL allowed */
 
 /* Waits for the greeting and negotiates. Once, before any command. */
 int fcvm_qmp_greet(struct fcvm_qmp *q, const struct fcvm_until *until, struct fcvm_err *err);
+/* The peer goes on with a session that another connection of it has begun: there will be no greeting. Instead of
+ * fcvm_qmp_greet. */
+void fcvm_qmp_join(struct fcvm_qmp *q);
 /* The peer's version from its greeting: "10.0.2"; "" before. */
 const char *fcvm_qmp_version(const struct fcvm_qmp *q);
 

@@ -79,6 +79,16 @@ struct vmm_ops {
 	/* The byte stream to the guest's agent: a descriptor for the caller. Once per boot or restore. */
 	int (*carrier)(struct vmm *v, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
 
+	/*
+	 * Copying a VMM instead of starting one: under an emulator that translates, a copy has the translations, and
+	 * shares their memory. can_fork: whether fork() works for VMMs of this probe on this node. fork: PAUSED, its
+	 * RAM private (restored, or saved once): another VMM in the same state with a carrier of its own; v is
+	 * unchanged. Both may be NULL.
+	 */
+	bool (*can_fork)(const struct vmm_probe *p, const struct fcvm_node *n);
+	int (*fork)(struct vmm *v, const struct vmm_machine *m, const struct fcvm_until *until, struct vmm **ret,
+		struct fcvm_err *err);
+
 	/* A waiting VMM has got its clone's name, for messages. */
 	void (*rename)(struct vmm *v, const char *name);
 

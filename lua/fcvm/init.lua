@@ -41,11 +41,17 @@ M.sleep = task.sleep
 M.run = task.run
 M.loop = task.loop
 
---- Seconds on a clock that only runs forward, for measuring.
-M.now = core.now
+--- The time on a clock that only runs forward, for measuring.
+-- @treturn number seconds
+function M.now()
+    return core.now()
+end
 
---- How many processors this host has for us.
-M.processors = core.processors
+--- How many processors this host has.
+-- @treturn integer
+function M.processors()
+    return core.processors()
+end
 
 -- ---- virtual machines ----
 

@@ -5,8 +5,8 @@
 --
 -- Fields: `id`, `name`, `image`, `driver`, `accel`, `dir` (its run folder), `state` ("new", "starting", "running",
 -- "paused", "ended"), `memory` (bytes), `vcpus`, `pid` (of its VMM; 0: none), `generation` (grows with each
--- restore), `uptime` (seconds since start),
--- `start_ms` (what starting or cloning it took), `warm` (started from a snapshot), `attached` (another process owns it).
+-- restore), `uptime` (seconds since start), `start_ms` (what starting or cloning it took), `warm` (started from a
+-- snapshot), `attached` (another process owns it).
 -- @classmod vm
 
 local core = require "fcvm.core"

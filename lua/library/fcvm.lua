@@ -64,6 +64,7 @@
 ---@field pid integer
 ---@field generation integer
 ---@field uptime number seconds
+---@field start_ms number what starting or cloning it took
 ---@field warm boolean
 ---@field attached boolean
 local VM = {}
@@ -376,6 +377,12 @@ function fcvm.each(list, fn, opts) end
 function fcvm.sleep(seconds) end
 
 function fcvm.run() end
+
+---@return number seconds on a clock that only runs forward
+function fcvm.now() end
+
+---@return integer
+function fcvm.processors() end
 
 ---@return fcvm.Loop
 function fcvm.loop() end

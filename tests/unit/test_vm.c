@@ -295,6 +295,7 @@ int main(void)
 		{"named", test_named}, {"vmm killed", test_vmm_killed}, {"boot hangs", test_boot_hangs},
 	};
 	char run[] = "/dev/shm/fcvm-test-vm-XXXXXX";
+	char gate[64];
 
 	/* A run folder of its own, so that it can be seen to be empty at the end. */
 	if (!mkdtemp(run))
@@ -312,6 +313,8 @@ int main(void)
 			(fcvm_now_ns() - from) / 1e9);
 		fflush(stdout);
 	}
+	snprintf(gate, sizeof gate, "%s/.gate", run);
+	unlink(gate);
 	CHECK(rmdir(run) == 0);
 	fcvm_tree_remove(AT_FDCWD, run);
 	CHECK_DONE();

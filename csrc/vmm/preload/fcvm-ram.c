@@ -27,11 +27,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "fork.h"
 #include "ram_wire.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -75,15 +77,42 @@ __attribute__((constructor)) static void begin(void)
 
 /* ---- bytes ---- */
 
+/* Descriptors that came with the last request; -1: none. */
+static int passed[FCVM_RAM_FORK_FDS];
+
+static void drop_passed(void)
+{
+	for (unsigned i = 0; i < FCVM_RAM_FORK_FDS; i++) {
+		if (passed[i] >= 0)
+			close(passed[i]);
+		passed[i] = -1;
+	}
+}
+
+static void keep_passed(struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		drop_passed();
+		memcpy(passed, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
+	}
+}
+
 static bool receive(void *to, size_t size)
 {
+	char control[CMSG_SPACE(sizeof passed)] __attribute__((aligned(8)));
+
 	for (char *at = to; size > 0;) {
-		ssize_t n = read(FCVM_RAM_CONTROL, at, size);
+		struct iovec v = {at, size};
+		struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+		ssize_t n = recvmsg(FCVM_RAM_CONTROL, &m, MSG_CMSG_CLOEXEC);
 
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			return false;
+		keep_passed(&m);
 		at += n;
 		size -= n;
 	}
@@ -268,16 +297,49 @@ static int make_private(void)
 		MAP_FAILED)
 		return -errno;
 	mode = FCVM_RAM_IS_PRIVATE;
-	madvise(ram, ram_size, MADV_DONTFORK);
 	/* The file is others' from now on: QEMU's way to write to it goes. */
 	if (dup3(ram_fd, qemu_fd, O_CLOEXEC) < 0)
 		_exit(70); /* cannot be; but what could write to a published file must not live */
 	return 0;
 }
 
+/* ---- FORK ---- */
+
+static bool say_hello(void)
+{
+	struct fcvm_ram_hello hello = {
+		.magic = FCVM_RAM_MAGIC,
+		.version = FCVM_RAM_VERSION,
+		.mode = mode,
+		.size = ram_size,
+	};
+
+	return transmit(&hello, sizeof hello);
+}
+
+/* In the copy `child` is set, and there is nobody to reply to. */
+static int copy_process(bool *child, uint64_t *ret_pid)
+{
+	static const int targets[FCVM_RAM_FORK_FDS] = {3, 4, FCVM_RAM_CONTROL, 1, 2};
+	long k;
+
+	if (mode != FCVM_RAM_IS_PRIVATE || passed[FCVM_RAM_FORK_FDS - 1] < 0)
+		return -EINVAL;
+	k = fcvm_fork(passed, targets, FCVM_RAM_FORK_FDS);
+	if (k == 0) {
+		for (unsigned i = 0; i < FCVM_RAM_FORK_FDS; i++)
+			passed[i] = -1;
+		*child = true;
+		return 0;
+	}
+	drop_passed();
+	*ret_pid = k > 0 ? k : 0;
+	return k > 0 ? 0 : k;
+}
+
 /* ---- the thread ---- */
 
-static int carry_out(const struct fcvm_ram_request *request, const char *path, uint64_t *ret_bytes)
+static int carry_out(const struct fcvm_ram_request *request, const char *path, uint64_t *ret_bytes, bool *child)
 {
 	switch (request->command) {
 	case FCVM_RAM_COPY:
@@ -286,6 +348,8 @@ static int carry_out(const struct fcvm_ram_request *request, const char *path, u
 		return mode == FCVM_RAM_IS_PRIVATE ? dirty(path, ret_bytes) : -EBUSY;
 	case FCVM_RAM_PRIVATE:
 		return make_private();
+	case FCVM_RAM_FORK:
+		return copy_process(child, ret_bytes);
 	default:
 		return -EOPNOTSUPP;
 	}
@@ -294,27 +358,23 @@ static int carry_out(const struct fcvm_ram_request *request, const char *path, u
 static void *serve(void *unused)
 {
 	static char path[FCVM_RAM_PATH];
-	struct fcvm_ram_hello hello = {
-		.magic = FCVM_RAM_MAGIC,
-		.version = FCVM_RAM_VERSION,
-		.mode = mode,
-		.size = ram_size,
-	};
 	struct fcvm_ram_request request;
 
-	if (!transmit(&hello, sizeof hello))
+	memset(passed, -1, sizeof passed);
+	if (!say_hello())
 		return NULL;
 	while (receive(&request, sizeof request)) {
 		struct fcvm_ram_reply reply = {.magic = FCVM_RAM_MAGIC, .id = request.id};
+		bool child = false;
 
 		if (request.magic != FCVM_RAM_MAGIC || request.path_length >= sizeof path)
 			break;
 		if (!receive(path, request.path_length))
 			break;
 		path[request.path_length] = 0;
-		reply.error = -carry_out(&request, path, &reply.bytes);
+		reply.error = -carry_out(&request, path, &reply.bytes, &child);
 		reply.mode = mode;
-		if (!transmit(&reply, sizeof reply))
+		if (child ? !say_hello() : !transmit(&reply, sizeof reply))
 			break;
 		if (aside != MAP_FAILED)
 			munmap(aside, ram_size + 2 * TABLE);
@@ -389,9 +449,12 @@ EXPORT void *mmap(void *at, size_t size, int prot, int flags, int fd, off_t offs
 EXPORT void *mmap64(void *at, size_t size, int prot, int flags, int fd, off_t offset)
 	__attribute__((alias("mmap")));
 
-/* QEMU asks for huge pages whatever it is given. In a file that becomes a snapshot they make 2 MiB of each page. */
+/* QEMU asks for huge pages whatever it is given. In a file that becomes a snapshot they make 2 MiB of each page.
+ * And it keeps RAM from being forked, which is what fork.c is for. */
 EXPORT int madvise(void *at, size_t size, int advice)
 {
+	if (advice == MADV_DONTFORK)
+		return 0;
 	if (advice == MADV_HUGEPAGE && ram && (char *)at >= ram && (char *)at < ram + ram_size)
 		return 0;
 	return syscall(SYS_madvise, at, size, advice);
@@ -438,4 +501,12 @@ int __open_2(const char *path, int flags)
 int __open64_2(const char *path, int flags)
 {
 	return open_raw(path, flags, 0);
+}
+
+/* A ring that two processes share is of no use to either (fork.c); QEMU falls back to epoll, and the memory is saved. */
+EXPORT int io_uring_queue_init(unsigned entries_wanted, void *ring, unsigned flags);
+
+int io_uring_queue_init(unsigned entries_wanted, void *ring, unsigned flags)
+{
+	return -ENOSYS;
 }

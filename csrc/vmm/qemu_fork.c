@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT */
+/* A QEMU that copies itself (preload/fork.c): under TCG, and on this host, where descriptors can be passed. */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "vmm/qemu_private.h"
+
+enum { QMP, AGENT, CONTROL, OUT, LOG, PIPES = FCVM_RAM_FORK_FDS };
+
+bool fcvm_qemu_can_fork(const struct vmm_probe *p, const struct fcvm_node *n)
+{
+	/* KVM's descriptors belong to one address space: a copy of it can do nothing with them. */
+	return strcmp(p->accel, "tcg") == 0 && fcvm_node_is_local(n);
+}
+
+static void close_all(int fds[PIPES])
+{
+	for (unsigned i = 0; i < PIPES; i++)
+		fds[i] = fcvm_close(fds[i]);
+}
+
+static int make_pairs(int ours[PIPES], int theirs[PIPES])
+{
+	int k = 0;
+
+	for (unsigned i = 0; i < PIPES; i++)
+		ours[i] = theirs[i] = -1;
+	for (unsigned i = 0; i < PIPES && k == 0; i++) {
+		int pair[2];
+
+		k = i < OUT ? fcvm_fd_pair(pair) : fcvm_fd_pipe(pair);
+		if (k == 0) {
+			ours[i] = pair[0];
+			theirs[i] = pair[1];
+			k = fcvm_fd_nonblock(pair[0], true);
+		}
+	}
+	return k;
+}
+
+/* The copy's process, with our ends where those of one that was spawned would be. ours: taken over. */
+static int take_over(struct qemu *q, pid_t pid, int ours[PIPES], struct fcvm_err *err)
+{
+	int fds[QEMU_CONTROL + 1] = {-1, ours[OUT], ours[LOG], ours[QMP], ours[AGENT], ours[CONTROL]};
+
+	for (unsigned i = 0; i < PIPES; i++)
+		ours[i] = -1;
+	return fcvm_node_adopt(q->node, pid, fds, QEMU_CONTROL + 1, "copy of", "QEMU", &q->process, err);
+}
+
+static int complete(struct qemu *q, const struct vmm_machine *m, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int k = fcvm_qemu_hook_up(q, m, err);
+
+	if (k == 0) {
+		fcvm_qmp_join(q->qmp);
+		k = fcvm_qemu_ram_greet(&q->ram, m->memory, true, until, err);
+	}
+	return k < 0 ? fcvm_qemu_fail(q, k, err) : 0;
+}
+
+int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm_until *until, struct vmm **ret,
+	struct fcvm_err *err)
+{
+	struct qemu *from = qemu_of(v), *q = NULL;
+	int ours[PIPES], theirs[PIPES];
+	pid_t pid = 0;
+	int k;
+
+	if (from->state != QEMU_PAUSED || !from->ram.private)
+		return fcvm_fail(err, -EINVAL, "%s: copy QEMU: it is not paused, or has a file of its own as RAM", from->name);
+	k = make_pairs(ours, theirs);
+	if (k == 0) {
+		q = fcvm_qemu_new(m, from->file_uri, true);
+		k = q ? 0 : -ENOMEM;
+	}
+	if (k < 0)
+		fcvm_fail_errno(err, k, "%s: copy QEMU", m->name);
+	else
+		k = fcvm_qemu_ram_fork(&from->ram, theirs, until, &pid, err);
+	if (k == 0)
+		k = take_over(q, pid, ours, err);
+	/* Until these are closed here, nobody would see the copy's end. */
+	close_all(theirs);
+	if (k == 0)
+		k = complete(q, m, until, err);
+	if (k < 0) {
+		close_all(ours);
+		fcvm_qemu_free((struct vmm *)q);
+		return k;
+	}
+	q->state = QEMU_PAUSED;
+	*ret = (struct vmm *)q;
+	return 0;
+}
