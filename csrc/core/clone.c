@@ -18,7 +18,7 @@
 #include "base/log.h"
 #include "core/snapshot.h"
 
-enum { DEFAULT_CLONE_MS = 60000, DEFAULT_PREPARE_MS = 60000, WARM_UP_MS = 20000 };
+enum { DEFAULT_CLONE_MS = 60000, DEFAULT_PREPARE_MS = 60000, WARM_UP_MS = 20000, WARM_UPS = 2 };
 
 /* ---- restoring ---- */
 
@@ -131,18 +131,28 @@ static bool can_copy(const struct fcvm_snapshot *s)
 	return s->with.driver->can_fork && s->with.driver->can_fork(s->with.probe, runtime_node(s->rt));
 }
 
-/* What any guest has. That it fails, or is not there, is nobody's concern: what it is for is done by then. */
-static void warm_up(struct fcvm_vm *vm, const struct fcvm_until *until)
+/*
+ * Has the guest do what each clone will do first, so that it is translated once and not in each: be given an identity
+ * (its own generation, so that it still takes a greeting for a restore), and run programs. Whether those are there,
+ * and what they say, is nobody's concern.
+ */
+static int warm_up(struct fcvm_vm *vm, const struct fcvm_manifest *m, const struct fcvm_until *until,
+	struct fcvm_err *err)
 {
+	static const char *const programs[] = {"sh", "-c", "hostname; uname; cat /proc/version; ls / | head -1", NULL};
 	struct fcvm_until soon = fcvm_until_sooner(until, WARM_UP_MS);
-	struct fcvm_spawn spec = {.argv = (const char *const[]){"sh", "-c", ":", NULL}, .null_stdin = true};
+	struct fcvm_spawn spec = {.argv = programs, .null_stdin = true};
 
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < WARM_UPS; i++) {
 		struct fcvm_output out = {0};
+		int r = vm_give_identity(vm, m->generation, m->vm_name, until, err);
 
+		if (r < 0)
+			return r;
 		if (fcvm_node_exec(vm->agent, &spec, NULL, 0, 4096, &soon, &out, NULL) == 0)
 			fcvm_output_done(&out);
 	}
+	return 0;
 }
 
 /* Its copies' agents are frozen like its own, at a frame's boundary, until they are greeted. */
@@ -154,10 +164,10 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 
 	if (r == 0)
 		r = restore(vm, s->dir, &s->manifest, NULL, until, err);
-	if (r == 0) {
-		warm_up(vm, until);
+	if (r == 0)
+		r = warm_up(vm, &s->manifest, until, err);
+	if (r == 0)
 		r = fcvm_node_freeze(vm->agent, until, err);
-	}
 	if (r == 0)
 		r = vm->with.driver->pause(vm->vmm, until, err);
 	if (r < 0) {

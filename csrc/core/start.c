@@ -92,17 +92,23 @@ int vm_connect_agent(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_
 	return 0;
 }
 
-int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until, struct fcvm_err *err)
+int vm_give_identity(struct fcvm_vm *vm, uint64_t generation, const char *hostname, const struct fcvm_until *until,
+	struct fcvm_err *err)
 {
 	uint8_t random[16];
 	char machine_id[33];
-	struct fcvm_identity id = {.generation = generation, .hostname = vm->name, .machine_id = machine_id};
-	int r;
+	struct fcvm_identity id = {.generation = generation, .hostname = hostname, .machine_id = machine_id};
 
 	fcvm_random(random, sizeof random);
 	for (unsigned i = 0; i < sizeof random; i++)
 		snprintf(machine_id + 2 * i, 3, "%02x", random[i]);
-	r = fcvm_node_identify(vm->agent, &id, until, err);
+	return fcvm_node_identify(vm->agent, &id, until, err);
+}
+
+int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = vm_give_identity(vm, generation, vm->name, until, err);
+
 	if (r < 0)
 		return r;
 	vm->generation = generation;

@@ -68,6 +68,10 @@ void vm_tear_down(struct fcvm_vm *vm);
 /* The agent's link over the driver's carrier, the identity, the socket for other processes, vm.json. */
 int vm_connect_agent(struct fcvm_vm *vm, uint64_t generation_before, const struct fcvm_until *until,
 	struct fcvm_err *err);
+/* Tells the guest who it is: a random machine-id, seed, the clock. */
+int vm_give_identity(struct fcvm_vm *vm, uint64_t generation, const char *hostname, const struct fcvm_until *until,
+	struct fcvm_err *err);
+/* The same with its own name; from then on it is a VM that others see. */
 int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until, struct fcvm_err *err);
 int vm_publish(struct fcvm_vm *vm, const char *state, struct fcvm_err *err); /* writes vm.json */
 
