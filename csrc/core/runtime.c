@@ -183,7 +183,11 @@ static int probe_once(struct runtime *rt, unsigned driver, const char *accel, co
 	struct probed *p = &rt->probed[driver][!accel ? 0 : strcmp(accel, "kvm") == 0 ? 1 : 2];
 
 	if (!p->done) {
-		p->result = fcvm_vmm_drivers[driver]->probe(rt->node, accel, &p->probe, &p->err);
+		const struct vmm_ops *ops = fcvm_vmm_drivers[driver];
+		_cleanup_free_ char *cache = fcvm_asprintf("%s/.probe-%s-%s", fcvm_store_run(rt->store), ops->name,
+			accel ? accel : "any");
+
+		p->result = ops->probe(rt->node, accel, cache, &p->probe, &p->err);
 		p->done = true;
 	}
 	if (p->result < 0 && err)

@@ -9,7 +9,7 @@
 #include "base/fail.h"
 #include "base/fd.h"
 
-enum { DEFAULT_SNAPSHOT_MS = 60000 };
+enum { DEFAULT_SNAPSHOT_MS = 60000, GO_ON_MS = 10000 };
 
 /* ---- saving a VM into a folder ---- */
 
@@ -26,11 +26,13 @@ static int quiesce(struct fcvm_vm *vm, bool running, const struct fcvm_until *un
 	return r;
 }
 
-static int go_on(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+/* Whatever ended the snapshot, its deadline and the caller's wish among it, is no reason to leave the VM paused. */
+static int go_on(struct fcvm_vm *vm, struct fcvm_err *err)
 {
-	int r = vm->with.driver->resume(vm->vmm, until, err);
+	struct fcvm_until until = fcvm_until_ms(GO_ON_MS, -1);
+	int r = vm->with.driver->resume(vm->vmm, &until, err);
 
-	return r < 0 ? r : fcvm_node_thaw(vm->agent, until, err);
+	return r < 0 ? r : fcvm_node_thaw(vm->agent, &until, err);
 }
 
 int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
@@ -54,7 +56,7 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 	r = vm->with.driver->save(vm->vmm, state, memory, until, err);
 	/* A source that goes on does so before the manifest is written: that needs nothing of it. */
 	if (running && (r < 0 || !stop)) {
-		r2 = go_on(vm, until, r < 0 ? NULL : err);
+		r2 = go_on(vm, r < 0 ? NULL : err);
 		resumed = fcvm_now_ns();
 	}
 	if (r == 0 && r2 == 0)

@@ -27,7 +27,14 @@ void fcvm_qemu_args_done(struct qemu_args *a);
 
 /* ---- qemu_probe.c ---- */
 
-int fcvm_qemu_probe(struct fcvm_node *node, const char *want, struct vmm_probe *ret, struct fcvm_err *err);
+int fcvm_qemu_probe(struct fcvm_node *node, const char *want, const char *cache, struct vmm_probe *ret,
+	struct fcvm_err *err);
+
+/* ---- qemu_cache.c: what was probed, kept in the file `cache` (NULL: not kept). p: binary and library are set. ---- */
+
+/* True if there is an answer that still holds: p is complete then. */
+bool fcvm_qemu_cache_read(const char *cache, const char *want, struct vmm_probe *p);
+void fcvm_qemu_cache_write(const char *cache, const char *want, const struct vmm_probe *p);
 
 /* ---- qemu_ram.c: the preload library's other end ---- */
 

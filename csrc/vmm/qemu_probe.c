@@ -268,7 +268,8 @@ static int choose(struct fcvm_node *node, const char *want, const struct feature
 	return p->accel && p->why && p->machine ? 0 : fcvm_fail_errno(err, -ENOMEM, "probe %s", p->binary);
 }
 
-int fcvm_qemu_probe(struct fcvm_node *node, const char *want, struct vmm_probe *ret, struct fcvm_err *err)
+int fcvm_qemu_probe(struct fcvm_node *node, const char *want, const char *cache, struct vmm_probe *ret,
+	struct fcvm_err *err)
 {
 	struct vmm_probe p = {0};
 	struct features f = {0};
@@ -276,10 +277,18 @@ int fcvm_qemu_probe(struct fcvm_node *node, const char *want, struct vmm_probe *
 
 	if (k == 0)
 		k = find_library(node, &p, err);
+	if (!fcvm_node_is_local(node))
+		cache = NULL;
+	if (k == 0 && fcvm_qemu_cache_read(cache, want, &p)) {
+		*ret = p;
+		return 0;
+	}
 	if (k == 0)
 		k = interview(node, &p, &f, err);
 	if (k == 0)
 		k = choose(node, want, &f, &p, err);
+	if (k == 0)
+		fcvm_qemu_cache_write(cache, want, &p);
 	if (k < 0) {
 		fcvm_vmm_probe_done(&p);
 		return k;

@@ -203,12 +203,38 @@ int fcvm_qemu_pause(struct vmm *v, const struct fcvm_until *until, struct fcvm_e
 	return k < 0 ? k : become(q, QEMU_PAUSED, fcvm_qmp_call(q->qmp, "stop", NULL, until, NULL, err), err);
 }
 
+/* QEMU says that a migration is complete a little before it is done with it, and refuses to go on in between. */
+static bool is_finishing(struct qemu *q, const struct fcvm_until *until)
+{
+	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *answer = NULL;
+
+	if (fcvm_qmp_call(q->qmp, "query-status", NULL, until, &answer, NULL) < 0)
+		return false;
+	return strcmp(fcvm_json_string(fcvm_json_get(answer, "return"), "status", ""), "finish-migrate") == 0;
+}
+
+static void await_finished(struct qemu *q, const struct fcvm_until *until)
+{
+	struct fcvm_until moment;
+
+	do
+		moment = fcvm_until_sooner(until, 1);
+	while (is_finishing(q, until) && fcvm_until_poll(&moment, NULL, 0) == -ETIMEDOUT);
+}
+
 int fcvm_qemu_resume(struct vmm *v, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct qemu *q = qemu_of(v);
 	int k = want(q, 1u << QEMU_PAUSED, "resume", err);
 
-	return k < 0 ? k : become(q, QEMU_RUNNING, fcvm_qmp_call(q->qmp, "cont", NULL, until, NULL, err), err);
+	if (k < 0)
+		return k;
+	k = fcvm_qmp_call(q->qmp, "cont", NULL, until, NULL, err);
+	if (k < 0) {
+		await_finished(q, until);
+		k = fcvm_qmp_call(q->qmp, "cont", NULL, until, NULL, err);
+	}
+	return become(q, QEMU_RUNNING, k, err);
 }
 
 /* ---- save ---- */

@@ -54,8 +54,10 @@ struct vmm_ops {
 	const char *name; /* "qemu" */
 
 	/* Finds the VMM and chooses an accelerator: want NULL (kvm if it works, else tcg), "kvm" or "tcg". Takes up to
-	 * a second; the caller keeps the answer. -ENOENT with the remedy if there is no VMM. */
-	int (*probe)(struct fcvm_node *node, const char *want, struct vmm_probe *ret, struct fcvm_err *err);
+	 * a second; the caller keeps the answer. cache: a file on this host, not shared with other users, where it may
+	 * be kept for other processes; NULL: none. -ENOENT with the remedy if there is no VMM. */
+	int (*probe)(struct fcvm_node *node, const char *want, const char *cache, struct vmm_probe *ret,
+		struct fcvm_err *err);
 
 	/* A VMM that runs the machine from its kernel. The agent's carrier may be taken at once. */
 	int (*boot)(const struct vmm_machine *m, const struct vmm_probe *p, const struct fcvm_until *until,

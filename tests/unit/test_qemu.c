@@ -441,7 +441,7 @@ int main(void)
 	if (fcvm_node_local(&local, &err) < 0)
 		return skip(err.message);
 	start = fcvm_now_ns();
-	if (ops->probe(local, getenv("FCVM_TEST_ACCEL"), &probe, &err) < 0)
+	if (ops->probe(local, getenv("FCVM_TEST_ACCEL"), NULL, &probe, &err) < 0)
 		return skip(err.message);
 	printf("%s %s, %s (%s), file: %s, TSC %llu kHz; probed in %.0f ms\n", probe.binary, probe.version, probe.accel,
 		probe.why, probe.file_uri ? "yes" : "no", (unsigned long long)probe.tsc_khz, ms_since(start));
