@@ -66,7 +66,8 @@ static unsigned distance(const char *a, const char *b)
 				best = d[1][j] + 1;
 			if (d[2][j - 1] + 1 < best)
 				best = d[2][j - 1] + 1;
-			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && d[0][j - 2] + 1 < best)
+			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+				d[0][j - 2] + 1 < best)
 				best = d[0][j - 2] + 1;
 			d[2][j] = best;
 		}
@@ -76,8 +77,8 @@ static unsigned distance(const char *a, const char *b)
 	return d[1][n];
 }
 
-const char *nearest(const char *typed, const char *(*name)(const void *data, size_t i), const void *data,
-	size_t count)
+const char *nearest(const char *typed, const char *(*name)(const void *data, size_t i),
+	const void *data, size_t count)
 {
 	unsigned best = 1 + (unsigned)strlen(typed) / 3;
 	const char *found = NULL;
@@ -166,8 +167,8 @@ static int parse_letters(struct args *args, char **argv)
 		const struct option *o = by_letter(args->verb, *c);
 
 		if (!o)
-			return -misuse("%s: unknown option -%c; see fcvm %s --help", args->verb->name, *c,
-				args->verb->name);
+			return -misuse("%s: unknown option -%c; see fcvm %s --help",
+				args->verb->name, *c, args->verb->name);
 		if (!o->value) {
 			give(args, o, "");
 			continue;
@@ -188,8 +189,9 @@ static int check_count(const struct args *args)
 		return misuse("%s: something is missing; usage: fcvm %s %s", verb->name, verb->name,
 			verb->operands);
 	if (verb->max >= 0 && args->count > verb->max)
-		return misuse("%s: did not expect %s; usage: fcvm %s%s%s", verb->name, args->operands[verb->max],
-			verb->name, *verb->operands ? " " : "", verb->operands);
+		return misuse("%s: did not expect %s; usage: fcvm %s%s%s", verb->name,
+			args->operands[verb->max], verb->name, *verb->operands ? " " : "",
+			verb->operands);
 	return 0;
 }
 
@@ -262,48 +264,45 @@ const char *args_value(const struct args *args, const char *name, const char *ot
 	return value;
 }
 
-/* A number and at most one unit letter, with an optional tail ("B", "iB" of sizes). */
-static bool number_with_unit(const char *text, const char *units, const char *tails, double *ret, char *ret_unit)
+struct unit {
+	char letter; /* 0: none was given; ends the list */
+	double factor;
+};
+
+/* A number and at most one unit letter, for sizes with an optional tail ("B", "iB"). */
+static bool number_with_unit(const char *text, const struct unit *units, bool tail, double *ret)
 {
+	const struct unit *unit = units;
 	char *end;
+	double v;
 
 	errno = 0;
-	*ret = strtod(text, &end);
-	if (end == text || errno || !(*ret >= 0) || *ret > 1e15 || strpbrk(text, "xXnN"))
+	v = strtod(text, &end);
+	/* Nor hexadecimal numbers, infinity and the like. */
+	if (end == text || errno || !(v >= 0) || v > 1e15 || strpbrk(text, "xXnN"))
 		return false;
-	*ret_unit = 0;
-	if (*end && strchr(units, *end))
-		*ret_unit = *end++;
-	if (*end && *ret_unit && tails) {
-		if (strcmp(end, "B") == 0 || strcmp(end, "iB") == 0)
-			end = strchr(end, 0);
-	}
+	while (unit->letter && unit->letter != *end)
+		unit++;
+	if (unit->letter)
+		end++;
+	if (unit->letter && tail && (strcmp(end, "B") == 0 || strcmp(end, "iB") == 0))
+		end = strchr(end, 0);
+	*ret = v * unit->factor;
 	return *end == 0;
 }
 
 int args_size(const struct args *args, const char *name, unsigned long long *ret)
 {
+	static const struct unit units[] = {{'k', 1 << 10}, {'K', 1 << 10}, {'m', 1 << 20},
+		{'M', 1 << 20}, {'g', 1 << 30}, {'G', 1 << 30}, {0, 1 << 20}};
 	const char *text = args_value(args, name, NULL);
 	double v;
-	char unit;
 
 	if (!text)
 		return 0;
-	if (!number_with_unit(text, "kKmMgGtT", "B", &v, &unit))
-		return misuse("%s: --%s %s: a size such as 512M or 2G is wanted", args->verb->name, name, text);
-	switch (unit) {
-	case 'k': case 'K':
-		v *= 1024.0;
-		break;
-	case 'g': case 'G':
-		v *= 1024.0 * 1024 * 1024;
-		break;
-	case 't': case 'T':
-		v *= 1024.0 * 1024 * 1024 * 1024;
-		break;
-	default:
-		v *= 1024.0 * 1024;
-	}
+	if (!number_with_unit(text, units, true, &v))
+		return misuse("%s: --%s %s: a size such as 512M or 2G is wanted", args->verb->name,
+			name, text);
 	if (v > 9e18)
 		return misuse("%s: --%s %s is too large", args->verb->name, name, text);
 	*ret = (unsigned long long)v;
@@ -312,16 +311,16 @@ int args_size(const struct args *args, const char *name, unsigned long long *ret
 
 int args_ms(const struct args *args, const char *name, long long *ret)
 {
+	static const struct unit units[] = {
+		{'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}, {'w', 7 * 86400}, {0, 1}};
 	const char *text = args_value(args, name, NULL);
 	double v;
-	char unit;
 
 	if (!text)
 		return 0;
-	if (!number_with_unit(text, "smhdw", NULL, &v, &unit))
-		return misuse("%s: --%s %s: a time such as 30, 1.5, 20m, 2h or 3d is wanted", args->verb->name, name,
-			text);
-	v *= unit == 'm' ? 60 : unit == 'h' ? 3600 : unit == 'd' ? 86400 : unit == 'w' ? 7 * 86400 : 1;
+	if (!number_with_unit(text, units, false, &v))
+		return misuse("%s: --%s %s: a time such as 30, 1.5, 20m, 2h or 3d is wanted",
+			args->verb->name, name, text);
 	if (v > 1e13)
 		return misuse("%s: --%s %s is too long", args->verb->name, name, text);
 	*ret = (long long)(v * 1000);

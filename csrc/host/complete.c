@@ -8,9 +8,9 @@
 
 enum { DEEPEST = 8 };
 
-static const char *const keywords[] = {"and", "break", "do", "else", "elseif", "end", "false", "for",
-	"function", "goto", "if", "in", "local", "nil", "not", "or", "repeat", "return", "then", "true",
-	"until", "while"};
+static const char *const keywords[] = {"and", "break", "do", "else", "elseif", "end", "false",
+	"for", "function", "goto", "if", "in", "local", "nil", "not", "or", "repeat", "return",
+	"then", "true", "until", "while"};
 
 static bool is_name_char(char c)
 {
@@ -59,7 +59,8 @@ static size_t chain_start(const char *text, size_t size)
 
 /* ---- looking into values ---- */
 
-/* Is the value on top fcvm's own? Then its __index may be called: it neither blocks nor changes anything. */
+/* Is the value on top fcvm's own? Then its __index may be called: it neither blocks nor changes
+ * anything. */
 static bool is_ours(lua_State *L)
 {
 	bool ours = false;
@@ -73,7 +74,8 @@ static bool is_ours(lua_State *L)
 	return ours;
 }
 
-/* Replaces the value on top by value[key], key being above it (popped). Never runs code of the user's. */
+/* Replaces the value on top by value[key], key being above it (popped). Never runs code of the
+ * user's. */
 static void step_into(lua_State *L)
 {
 	for (int depth = 0; depth < DEEPEST; depth++) {
@@ -191,8 +193,8 @@ static bool push_bracket(lua_State *L, const char *text, size_t size, size_t *at
 	return true;
 }
 
-/* With the value that the chain text[0..size) stands for on top of the stack; false: not such a chain. `name` is
- * where the name that is to be completed begins. */
+/* With the value that the chain text[0..size) stands for on top of the stack; false: not such a
+ * chain. `name` is where the name that is to be completed begins. */
 static bool resolve(lua_State *L, const char *text, size_t size, size_t name)
 {
 	size_t at = 0;

@@ -7,7 +7,8 @@
 
 #include "host/line.h"
 
-/* What could stand at the end of text[0..size). Runs no Lua code but __index of fcvm's own values. Never raises. */
+/* What could stand at the end of text[0..size). Runs no Lua code but __index of fcvm's own values.
+ * Never raises. */
 void complete_names(lua_State *L, const char *text, size_t size, struct line_completions *ret);
 
 #endif

@@ -12,7 +12,7 @@
 FCVM_CLEANUP(struct fcvm_vm, fcvm_vm_free)
 
 struct place {
-	char *id;   /* NULL: this host */
+	char *id; /* NULL: this host */
 	char *path;
 };
 
@@ -65,8 +65,10 @@ const struct verb verb_cp = {
 	.name = "cp",
 	.operands = "SOURCE DESTINATION",
 	.summary = "Copy a file or folder into a VM or out of it",
-	.help = "One side is ID:PATH, the other a path here. Modes, times, symbolic links and holes are kept; a\n"
-		"folder is copied with all it holds, into the destination if that is a folder.\n\n"
+	.help = "One side is ID:PATH, the other a path here. Modes, times, symbolic links and\n"
+		"holes are kept; a folder is copied with all it holds, into the destination if\n"
+		"that is a folder.\n"
+		"\n"
 		"Examples:\n"
 		"  fcvm cp build/app quiet-heron:/usr/local/bin/\n"
 		"  fcvm cp quiet-heron:/var/log logs",

@@ -50,7 +50,8 @@ static int report(char *json)
 static int print_json(char *json)
 {
 	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *j = NULL;
-	bool ok = fcvm_json_parse(json, strlen(json), &j, NULL) == 0 && fcvm_json_bool(j, "ok", false);
+	bool ok = fcvm_json_parse(json, strlen(json), &j, NULL) == 0 &&
+		  fcvm_json_bool(j, "ok", false);
 
 	json_print_and_free(json);
 	return ok ? 0 : EXIT_FAILED;

@@ -49,7 +49,8 @@ static int run(const struct args *args)
 }
 
 static const struct option options[] = {
-	{0, "older-than", "AGE", "drop warm-start snapshots unused for so long: 0, 12h, 3d (two weeks)"},
+	{0, "older-than", "AGE",
+		"drop warm-start snapshots unused for so long: 0, 12h, 3d (two weeks)"},
 	{0, "json", NULL, "print the report as JSON"},
 	{0},
 };

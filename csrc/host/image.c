@@ -22,7 +22,8 @@ static int list(const struct args *args)
 	int r = fcvm_list_images(&json, &err);
 
 	return r < 0 ? failed(&err)
-		     : listing_print(args, json, columns, "name", "no image is built; fcvm image build makes mini");
+		     : listing_print(args, json, columns, "name",
+			       "no image is built; fcvm image build makes mini");
 }
 
 static int report_built(const struct args *args, char *json)
@@ -41,7 +42,8 @@ static int report_built(const struct args *args, char *json)
 	free(json);
 	progress_clear();
 	printf("%s %s %s\n", fcvm_json_string(j, "name", "?"),
-		fcvm_json_bool(j, "built", false) ? "built:" : "is up to date:", fcvm_json_string(j, "dir", "?"));
+		fcvm_json_bool(j, "built", false) ? "built:" : "is up to date:",
+		fcvm_json_string(j, "dir", "?"));
 	return 0;
 }
 
@@ -82,8 +84,8 @@ const struct verb verb_image_build = {
 	.name = "image build",
 	.operands = "[NAME]",
 	.summary = "Build an image (mini) if what goes into it has changed",
-	.help = "The first time, the kernel's package comes from this machine's Debian mirror. A VM's start builds\n"
-		"what is missing by itself.",
+	.help = "The first time, the kernel's package comes from this machine's Debian mirror. A\n"
+		"VM's start builds what is missing by itself.",
 	.options = build_options,
 	.max = 1,
 	.run = build,

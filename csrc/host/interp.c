@@ -26,13 +26,15 @@ static void raise_interrupted(lua_State *L, lua_Debug *ar)
 	luaL_error(L, "interrupted");
 }
 
-/* In the signal handler. The binding knows which task runs and what it waits for; without it there is only Lua. */
+/* In the signal handler. The binding knows which task runs and what it waits for; without it there
+ * is only Lua. */
 static void interrupt_call(void)
 {
 	if (bound)
 		fcvm_bind_interrupt(bound);
 	else
-		lua_sethook(running, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+		lua_sethook(running, raise_interrupted,
+			LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
 }
 
 /* ---- errors ---- */
@@ -58,7 +60,8 @@ static bool says_where(const char *message)
 	const char *colon = strchr(message, ':');
 	size_t digits = colon ? strspn(colon + 1, "0123456789") : 0;
 
-	return digits > 0 && colon[1 + digits] == ':' && memchr(message, '\n', (size_t)(colon - message)) == NULL;
+	return digits > 0 && colon[1 + digits] == ':' &&
+	       memchr(message, '\n', (size_t)(colon - message)) == NULL;
 }
 
 /* More than the line that was typed is involved. */
@@ -161,7 +164,8 @@ static int open_core(lua_State *L)
 	return n;
 }
 
-/* In front of whatever a script would find otherwise: the modules must be of the same make as the program. */
+/* In front of whatever a script would find otherwise: the modules must be of the same make as the
+ * program. */
 static void set_path(lua_State *L, const char *folder)
 {
 	lua_getglobal(L, "package");
@@ -200,7 +204,8 @@ lua_State *interp_new(void)
 		free(folder);
 		return NULL;
 	}
-	/* What waits in the binding has its own way to be ended; closing in order must not be cancelled. */
+	/* What waits in the binding has its own way to be ended; closing in order must not be
+	 * cancelled. */
 	fcvm_cancel_by(-1);
 	progress_guard_stdio();
 	lua_pushcfunction(L, set_up);

@@ -80,7 +80,8 @@ int interrupt_init(void)
 	if (event < 0)
 		return event;
 	sigemptyset(&sa.sa_mask);
-	/* SIGINT even where it was ignored (a shell's `fcvm ... &`): who sends it to us by hand means us. */
+	/* SIGINT even where it was ignored (a shell's `fcvm ... &`): who sends it to us by hand
+	 * means us. */
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
 	sigaction(SIGPIPE, &sa, NULL);

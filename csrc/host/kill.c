@@ -53,7 +53,8 @@ const struct verb verb_kill = {
 	.name = "kill",
 	.operands = "ID...",
 	.summary = "End running VMs at once",
-	.help = "ID is an id or a name that fcvm ls shows. The guest is not asked: it is as if its power failed.",
+	.help = "ID is an id or a name that fcvm ls shows. The guest is not asked: it is as if\n"
+		"its power failed.",
 	.options = options,
 	.max = -1,
 	.run = run,

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Theory of operation: libedit asks read_char() for each character, which waits by poll(2) for the terminal, for a
- * signal (interrupt.h), for a change of the terminal, and for what the caller has going on in the background. So a
- * signal ends a line that is being typed by no more than an error of read_char(). libedit's own signal handling is
- * off: it passes SIGINT on to the whole process group.
+ * Theory of operation: libedit asks read_char() for each character, which waits by poll(2) for the
+ * terminal, for a signal (interrupt.h), for a change of the terminal, and for what the caller has
+ * going on in the background. So a signal ends a line that is being typed by no more than an error
+ * of read_char(). libedit's own signal handling is off: it passes SIGINT on to the whole process
+ * group.
  */
 #include "host/line.h"
 
@@ -35,13 +36,13 @@ struct line {
 	EditLine *el; /* NULL: not a terminal */
 	History *history;
 	char *history_file; /* NULL: none */
-	FILE *out;          /* the terminal itself: stdout may be guarded, and libedit wants its fd */
+	FILE *out; /* the terminal itself: stdout may be guarded, and libedit wants its fd */
 	const char *prompt;
-	char *text;         /* the last line */
+	char *text; /* the last line */
 	size_t capacity;
 	bool interrupted;
-	int changed;        /* terminal_watch() */
-	mbstate_t partial;  /* of a character of several bytes */
+	int changed;       /* terminal_watch() */
+	mbstate_t partial; /* of a character of several bytes */
 };
 
 /* ---- history ---- */
@@ -98,15 +99,16 @@ static void load_history(struct line *l)
 	}
 }
 
-/* Entries are appended as they come, so that two prompts do not overwrite each other's, and a crash loses none. Here
- * the file is cut to what is remembered, once it is twice as long. */
+/* Entries are appended as they come, so that two prompts do not overwrite each other's, and a crash
+ * loses none. Here the file is cut to what is remembered, once it is twice as long. */
 static void trim_history(struct line *l)
 {
 	_cleanup_free_ char *text = NULL;
 	size_t size, lines = 0;
 	char *at;
 
-	if (!l->history_file || fcvm_file_read(AT_FDCWD, l->history_file, 64 << 20, &text, &size) < 0)
+	if (!l->history_file ||
+		fcvm_file_read(AT_FDCWD, l->history_file, 64 << 20, &text, &size) < 0)
 		return;
 	for (size_t i = 0; i < size; i++)
 		lines += text[i] == '\n';
@@ -148,7 +150,8 @@ static struct line *of(EditLine *el)
 	return l;
 }
 
-/* The terminal has another size, or we have been stopped and the shell has put it into its own mode. */
+/* The terminal has another size, or we have been stopped and the shell has put it into its own
+ * mode. */
 static void terminal_changed(struct line *l)
 {
 	uint64_t n;
@@ -181,7 +184,8 @@ static bool wait_for_byte(struct line *l)
 		if (p[2].revents)
 			terminal_changed(l);
 		if (p[3].revents) {
-			/* What it prints takes the line's place, and the line comes after it again. */
+			/* What it prints takes the line's place, and the line comes after it again.
+			 */
 			fputs("\r\033[K", l->out);
 			fflush(l->out);
 			l->hooks->idle(l->hooks->data);
@@ -208,7 +212,8 @@ static int read_char(EditLine *el, wchar_t *ret)
 			continue;
 		if (n <= 0)
 			return (int)n;
-		/* Ctrl-D that was typed while something ran: the terminal, not yet raw then, has made this of it. */
+		/* Ctrl-D that was typed while something ran: the terminal, not yet raw then, has
+		 * made this of it. */
 		if (c == 0 && el_line(el)->lastchar == el_line(el)->buffer)
 			c = 4;
 		r = mbrtowc(ret, &c, 1, &l->partial);
@@ -256,8 +261,8 @@ static void show_names(struct line *l, const struct line_completions *c)
 	fputc('\n', l->out);
 	for (size_t r = 0; r < rows; r++) {
 		for (size_t i = r; i < c->count; i += rows)
-			fprintf(l->out, "%-*s%s", i + rows < c->count ? (int)width + 2 : 0, c->names[i],
-				i + rows < c->count ? "" : "\n");
+			fprintf(l->out, "%-*s%s", i + rows < c->count ? (int)width + 2 : 0,
+				c->names[i], i + rows < c->count ? "" : "\n");
 	}
 	fflush(l->out);
 }
@@ -302,9 +307,15 @@ static void want_utf8(void)
 static bool open_terminal(struct line *l)
 {
 	static const char *const keys[][2] = {
-		{"\033[H", "ed-move-to-beg"},   {"\033[1~", "ed-move-to-beg"},   {"\033OH", "ed-move-to-beg"},
-		{"\033[F", "ed-move-to-end"},   {"\033[4~", "ed-move-to-end"},   {"\033OF", "ed-move-to-end"},
-		{"\033[3~", "ed-delete-next-char"}, {"\033[1;5C", "em-next-word"}, {"\033[1;5D", "ed-prev-word"},
+		{"\033[H", "ed-move-to-beg"},
+		{"\033[1~", "ed-move-to-beg"},
+		{"\033OH", "ed-move-to-beg"},
+		{"\033[F", "ed-move-to-end"},
+		{"\033[4~", "ed-move-to-end"},
+		{"\033OF", "ed-move-to-end"},
+		{"\033[3~", "ed-delete-next-char"},
+		{"\033[1;5C", "em-next-word"},
+		{"\033[1;5D", "ed-prev-word"},
 		{"^R", "em-inc-search-prev"},
 	};
 
@@ -369,7 +380,8 @@ static enum line_result read_plain(struct line *l, const char **ret)
 {
 	ssize_t n;
 
-	/* What stdio has buffered is not seen by poll(2), so the wait is getline's own; a signal ends it. */
+	/* What stdio has buffered is not seen by poll(2), so the wait is getline's own; a signal
+	 * ends it. */
 	errno = 0;
 	n = getline(&l->text, &l->capacity, stdin);
 	if (interrupt_signal())

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Lines from the user: by libedit on a terminal, with history and completion; as they are from anything else. The
- * only file that knows libedit.
+ * Lines from the user: by libedit on a terminal, with history and completion; as they are from
+ * anything else. The only file that knows libedit.
  */
 #ifndef FCVM_HOST_LINE_H
 #define FCVM_HOST_LINE_H
@@ -18,7 +18,7 @@ enum line_result {
 };
 
 struct line_completions {
-	size_t word;  /* bytes before the cursor that are to be replaced */
+	size_t word; /* bytes before the cursor that are to be replaced */
 	size_t count;
 	char **names; /* malloc'ed, each of them too; sorted */
 };

@@ -2,9 +2,10 @@
 /*
  * fcvm logs: a VM's console.
  *
- * Theory of operation of --follow: the log is console.log in the VM's run folder, which becomes console.log.1 when
- * it is long, and goes with the folder when the VM does (renamed first, then removed). inotify on the folder tells
- * of all of that. The file is opened before it is read for the first time, so that nothing falls between.
+ * Theory of operation of --follow: the log is console.log in the VM's run folder, which becomes
+ * console.log.1 when it is long, and goes with the folder when the VM does (renamed first, then
+ * removed). inotify on the folder tells of all of that. The file is opened before it is read for
+ * the first time, so that nothing falls between.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -55,7 +56,8 @@ static bool is_same(int fd, const char *path)
 {
 	struct stat a, b;
 
-	return fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+	return fstat(fd, &a) == 0 && stat(path, &b) == 0 && a.st_ino == b.st_ino &&
+	       a.st_dev == b.st_dev;
 }
 
 /* Reads all waiting events; true: the folder has gone. */
@@ -78,10 +80,12 @@ static bool has_gone(int watch)
 static int follow_file(const char *dir, const char *path, int watch, struct fcvm_err *err)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	struct pollfd p[] = {{.fd = watch, .events = POLLIN}, {.fd = interrupt_fd(), .events = POLLIN}};
+	struct pollfd p[] = {
+		{.fd = watch, .events = POLLIN}, {.fd = interrupt_fd(), .events = POLLIN}};
 	bool gone = false;
 
-	if (inotify_add_watch(watch, dir, IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF) < 0)
+	if (inotify_add_watch(watch, dir,
+		    IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF) < 0)
 		return fcvm_fail_errno(err, -errno, "watch %s", dir);
 	for (;;) {
 		if (fd >= 0 && !copy_rest(fd))
@@ -139,7 +143,8 @@ const struct verb verb_logs = {
 	.name = "logs",
 	.operands = "ID",
 	.summary = "Print a VM's console",
-	.help = "The last part of it: the log is bounded. ID is an id or a name that fcvm ls shows.",
+	.help = "The last part of it: the log is bounded. ID is an id or a name that fcvm ls\n"
+		"shows.",
 	.options = options,
 	.min = 1,
 	.max = 1,

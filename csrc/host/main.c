@@ -56,7 +56,8 @@ static bool is_group(const char *word)
 static const struct verb *find(const char *first, const char *second)
 {
 	char name[64];
-	int n = snprintf(name, sizeof name, "%s%s%s", first, second ? " " : "", second ? second : "");
+	int n = snprintf(
+		name, sizeof name, "%s%s%s", first, second ? " " : "", second ? second : "");
 
 	if (n >= (int)sizeof name)
 		return NULL;
@@ -110,11 +111,13 @@ static void print_verb_help(const struct verb *verb)
 {
 	char left[64];
 
-	printf("usage: fcvm %s%s%s%s\n%s.\n\nOptions:\n", verb->name, verb->options[0].name ? " [options]" : "",
-		*verb->operands ? " " : "", verb->operands, verb->summary);
+	printf("usage: fcvm %s%s%s%s\n%s.\n\nOptions:\n", verb->name,
+		verb->options[0].name ? " [options]" : "", *verb->operands ? " " : "",
+		verb->operands, verb->summary);
 	for (const struct option *o = verb->options; o->name; o++) {
-		snprintf(left, sizeof left, "%c%c%s --%s%s%s", o->letter ? '-' : ' ', o->letter ? o->letter : ' ',
-			o->letter ? "," : " ", o->name, o->value ? " " : "", o->value ? o->value : "");
+		snprintf(left, sizeof left, "%c%c%s --%s%s%s", o->letter ? '-' : ' ',
+			o->letter ? o->letter : ' ', o->letter ? "," : " ", o->name,
+			o->value ? " " : "", o->value ? o->value : "");
 		printf("  %-24s  %s\n", left, o->help);
 	}
 	printf("  -h, --help                this help\n");
@@ -122,8 +125,8 @@ static void print_verb_help(const struct verb *verb)
 		printf("\n%s\n", verb->help);
 }
 
-/* For the shell's completion: the verbs, the verbs of a group, or the options of a verb, one a line. An option
- * that takes a value ends in "=". */
+/* For the shell's completion: the verbs, the verbs of a group, or the options of a verb, one a
+ * line. An option that takes a value ends in "=". */
 static int complete(char **argv)
 {
 	const struct verb *verb = argv[0] ? find(argv[0], argv[1]) : NULL;
@@ -141,7 +144,8 @@ static int complete(char **argv)
 
 		if (argv[0] && strlen(argv[0]) == n && memcmp(verbs[i]->name, argv[0], n) == 0)
 			printf("%s\n", verbs[i]->name + n + 1);
-		else if (!argv[0] && (i == 0 || strncmp(verbs[i]->name, verbs[i - 1]->name, n + 1) != 0))
+		else if (!argv[0] &&
+			 (i == 0 || strncmp(verbs[i]->name, verbs[i - 1]->name, n + 1) != 0))
 			printf("%.*s\n", (int)n, verbs[i]->name);
 	}
 	return 0;
@@ -180,11 +184,13 @@ static int dispatch(char **argv)
 		return EXIT_MISUSE;
 	}
 	if (strcmp(first, "help") == 0 && second) {
-		char *words[] = {argv[1], argv[2] ? argv[2] : (char *)"--help", argv[2] ? (char *)"--help" : NULL, NULL};
+		char *words[] = {argv[1], argv[2] ? argv[2] : (char *)"--help",
+			argv[2] ? (char *)"--help" : NULL, NULL};
 
 		return dispatch(words);
 	}
-	if (strcmp(first, "--help") == 0 || strcmp(first, "-h") == 0 || strcmp(first, "help") == 0) {
+	if (strcmp(first, "--help") == 0 || strcmp(first, "-h") == 0 ||
+		strcmp(first, "help") == 0) {
 		print_help();
 		return 0;
 	}

@@ -37,7 +37,8 @@ static char *if_there(const char *base, const char *rest, const char *what)
 	return NULL;
 }
 
-/* Installed: <prefix>/bin/fcvm; built: <source>/build/fcvm, or wherever the build folder was put. */
+/* Installed: <prefix>/bin/fcvm; built: <source>/build/fcvm, or wherever the build folder was put.
+ */
 static char *find(const char *installed, const char *in_source, const char *what)
 {
 	_cleanup_free_ char *folder = own_folder();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Where the program's own Lua modules and scripts are: installed beside it, or in the source tree. */
+/* Where the program's own Lua modules and scripts are: installed beside it, or in the source tree.
+ */
 #ifndef FCVM_HOST_PLACES_H
 #define FCVM_HOST_PLACES_H
 

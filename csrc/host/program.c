@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Theory of operation: three flows (stdin to the program, its stdout and stderr to ours), each with one buffer that
- * is filled only when it is empty, so that a slow reader stalls its own flow and nothing else. One poll(2) waits
- * for all of them, the program's end, signals, and changes of the terminal's size. It is over when the program has
- * ended and both its outputs are at their end; a child that it left behind may hold them open, so once it has
- * ended, silence of LINGER_MS is an end as well.
+ * Theory of operation: three flows (stdin to the program, its stdout and stderr to ours), each with
+ * one buffer that is filled only when it is empty, so that a slow reader stalls its own flow and
+ * nothing else. One poll(2) waits for all of them, the program's end, signals, and changes of the
+ * terminal's size. It is over when the program has ended and both its outputs are at their end; a
+ * child that it left behind may hold them open, so once it has ended, silence of LINGER_MS is an
+ * end as well.
  */
 #include "host/program.h"
 
@@ -28,7 +29,7 @@
 enum { LINGER_MS = 300, BUFFER = 64 * 1024 };
 
 struct flow {
-	int from, to;  /* -1: closed */
+	int from, to; /* -1: closed */
 	size_t at, size;
 	bool at_start; /* stdin only: what was sent last ended a line */
 	char buf[BUFFER];
@@ -38,13 +39,13 @@ struct session {
 	struct fcvm_program *program;
 	struct flow flows[3];
 	bool tty;
-	bool ended;      /* the program */
+	bool ended; /* the program */
 	bool timed_out;
-	int left_by;     /* the signal that made us leave it, or 0 */
+	int left_by; /* the signal that made us leave it, or 0 */
 	int interrupts;
-	int trouble;     /* -errno of a write to our stdout or stderr */
-	int own[2];      /* our own descriptions of stdout and stderr, see own_description() */
-	int resized;     /* an eventfd, or -1 */
+	int trouble; /* -errno of a write to our stdout or stderr */
+	int own[2];  /* our own descriptions of stdout and stderr, see own_description() */
+	int resized; /* an eventfd, or -1 */
 	struct fcvm_until until;
 };
 
@@ -61,7 +62,8 @@ int program_check(const struct args *args)
 		return misuse("%s: --tty or --no-tty, not both", args->verb->name);
 	for (int i = 0; (env = args_nth(args, "env", i)); i++)
 		if (*env == '=' || !*env)
-			return misuse("%s: --env %s: NAME=VALUE or NAME is wanted", args->verb->name, env);
+			return misuse("%s: --env %s: NAME=VALUE or NAME is wanted",
+				args->verb->name, env);
 	return args_ms(args, "timeout", &ms);
 }
 
@@ -79,7 +81,8 @@ static char **environment(const struct args *args, bool tty)
 		abort();
 	for (int i = 0; (given = args_nth(args, "env", i)); i++) {
 		value = strchr(given, '=') ? "" : getenv(given);
-		if (value && asprintf(&env[n++], strchr(given, '=') ? "%s%s" : "%s=%s", given, value) < 0)
+		if (value && asprintf(&env[n++], strchr(given, '=') ? "%s%s" : "%s=%s", given,
+				     value) < 0)
 			abort();
 	}
 	return env;
@@ -95,8 +98,9 @@ static void free_environment(char ***env)
 /* ---- flows ---- */
 
 /*
- * A pipe or terminal that others hold as well must not become non-blocking under their feet; a second description
- * of it is ours alone. Files never block; where there is no second description, writes may.
+ * A pipe or terminal that others hold as well must not become non-blocking under their feet; a
+ * second description of it is ours alone. Files never block; where there is no second description,
+ * writes may.
  */
 static int own_description(int fd)
 {
@@ -125,7 +129,8 @@ static void end_flow(struct session *s, unsigned i)
 		fcvm_program_close_fd(s->program, i);
 }
 
-/* A terminal has no end of file: the character that means it, twice if it has to end a line first. */
+/* A terminal has no end of file: the character that means it, twice if it has to end a line first.
+ */
 static void end_input(struct session *s)
 {
 	struct flow *f = &s->flows[0];
@@ -161,7 +166,8 @@ static void drain(struct session *s, unsigned i)
 	if (n < 0 && would_block())
 		return;
 	if (n < 0) {
-		/* Our reader has left, as in `fcvm exec ... | head`: no error, and the program would get this signal. */
+		/* Our reader has left, as in `fcvm exec ... | head`: no error, and the program
+		 * would get this signal. */
 		if (i > 0 && errno == EPIPE)
 			fcvm_program_signal(s->program, SIGPIPE, NULL);
 		else if (i > 0)
@@ -219,10 +225,12 @@ static bool step(struct session *s)
 	for (unsigned i = 0; i < 3; i++) {
 		const struct flow *f = &s->flows[i];
 
-		p[i] = (struct pollfd){.fd = f->size ? f->to : f->from, .events = f->size ? POLLOUT : POLLIN};
+		p[i] = (struct pollfd){
+			.fd = f->size ? f->to : f->from, .events = f->size ? POLLOUT : POLLIN};
 		blocked |= i > 0 && f->size > 0;
 	}
-	p[EXIT] = (struct pollfd){.fd = s->ended ? -1 : fcvm_program_exit_fd(s->program), .events = POLLIN};
+	p[EXIT] = (struct pollfd){
+		.fd = s->ended ? -1 : fcvm_program_exit_fd(s->program), .events = POLLIN};
 	p[SIGNALS] = (struct pollfd){.fd = interrupt_fd(), .events = POLLIN};
 	p[SIZE] = (struct pollfd){.fd = s->resized, .events = POLLIN};
 	/* Once it has ended, our stdin concerns nobody. */
@@ -276,14 +284,18 @@ static int exit_status(struct session *s, const char *name, struct fcvm_err *err
 		return EXIT_SIGNAL + s->left_by;
 	if (s->timed_out) {
 		fcvm_program_signal(s->program, SIGKILL, NULL);
-		fprintf(stderr, "fcvm: %s was killed: it had not ended when its time was over (--timeout)\n", name);
+		fprintf(stderr,
+			"fcvm: %s was killed: it had not ended when its time was over "
+			"(--timeout)\n",
+			name);
 		return EXIT_TIMEOUT;
 	}
 	r = fcvm_program_wait(s->program, 10000, &status, &signal, err);
 	if (r < 0)
 		return failed(err);
 	if (s->trouble) {
-		fprintf(stderr, "fcvm: cannot write what %s printed: %s\n", name, strerror(-s->trouble));
+		fprintf(stderr, "fcvm: cannot write what %s printed: %s\n", name,
+			strerror(-s->trouble));
 		return status ? status : EXIT_FAILED;
 	}
 	return status;
@@ -295,7 +307,9 @@ static int not_started(const struct fcvm_err *err)
 
 	if (r != EXIT_FAILED)
 		return r;
-	return err->code == ENOENT ? EXIT_NOT_FOUND : err->code == EACCES || err->code == ENOEXEC ? EXIT_NOT_RUN : r;
+	return err->code == ENOENT                           ? EXIT_NOT_FOUND
+	       : err->code == EACCES || err->code == ENOEXEC ? EXIT_NOT_RUN
+							     : r;
 }
 
 int program_run(const struct args *args, int first, struct fcvm_vm *vm)
@@ -332,7 +346,8 @@ int program_run(const struct args *args, int first, struct fcvm_vm *vm)
 	progress_clear();
 	progress_quiet(true);
 	if (s->tty && here && (r = terminal_raw()) < 0)
-		return fcvm_fail_errno(&err, r, "cannot set the terminal to raw mode"), failed(&err);
+		return fcvm_fail_errno(&err, r, "cannot set the terminal to raw mode"),
+		       failed(&err);
 	stream(s);
 	terminal_restore();
 	return exit_status(s, argv[0], &err);

@@ -120,7 +120,8 @@ static ssize_t guarded_write(void *cookie, const char *data, size_t size)
 
 static FILE *guarded(int fd)
 {
-	return fopencookie((void *)(intptr_t)fd, "w", (cookie_io_functions_t){.write = guarded_write});
+	return fopencookie(
+		(void *)(intptr_t)fd, "w", (cookie_io_functions_t){.write = guarded_write});
 }
 
 void progress_guard_stdio(void)

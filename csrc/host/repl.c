@@ -55,8 +55,9 @@ static bool is_about_start(lua_State *L, const char *text)
 }
 
 /*
- * Leaves the function, or the message if it is WRONG. As an expression first, so that its value shows; text that is
- * incomplete either way is incomplete. "= x" is the old way to say that it is an expression.
+ * Leaves the function, or the message if it is WRONG. As an expression first, so that its value
+ * shows; text that is incomplete either way is incomplete. "= x" is the old way to say that it is
+ * an expression.
  */
 static enum compiled compile(lua_State *L, const char *text)
 {
@@ -163,7 +164,8 @@ static void remember(struct repl *r)
 {
 	char *text = fcvm_buf_head(&r->chunk);
 
-	if (r->lines > 1 && !strstr(text, "--") && !strstr(text, "[[") && !strstr(text, "[=") && !strchr(text, '\\'))
+	if (r->lines > 1 && !strstr(text, "--") && !strstr(text, "[[") && !strstr(text, "[=") &&
+		!strchr(text, '\\'))
 		for (char *c = text; (c = strchr(c, '\n'));)
 			*c = ' ';
 	line_remember(r->line, text);
@@ -180,7 +182,8 @@ static void take_line(struct repl *r, const char *text)
 	enum compiled c;
 
 	if ((r->lines && fcvm_buf_append(&r->chunk, "\n", 1) < 0) ||
-		fcvm_buf_append(&r->chunk, text, strlen(text)) < 0 || fcvm_buf_append(&r->chunk, "", 1) < 0)
+		fcvm_buf_append(&r->chunk, text, strlen(text)) < 0 ||
+		fcvm_buf_append(&r->chunk, "", 1) < 0)
 		abort();
 	r->lines++;
 	r->chunk.size--; /* the NUL is there, and not part of it */
@@ -198,7 +201,8 @@ static void take_line(struct repl *r, const char *text)
 /* Input that ended in the middle of something: says what is missing. */
 static void end_of_input(struct repl *r)
 {
-	if (r->lines && luaL_loadbuffer(r->L, fcvm_buf_head(&r->chunk), r->chunk.size, "=stdin") != LUA_OK)
+	if (r->lines &&
+		luaL_loadbuffer(r->L, fcvm_buf_head(&r->chunk), r->chunk.size, "=stdin") != LUA_OK)
 		report(r);
 }
 
@@ -300,7 +304,8 @@ static int set_up(struct repl *r)
 static int run(const struct args *args)
 {
 	struct repl r = {0};
-	struct line_hooks hooks = {.data = &r, .complete = complete, .idle_fd = idle_fd, .idle = idle};
+	struct line_hooks hooks = {
+		.data = &r, .complete = complete, .idle_fd = idle_fd, .idle = idle};
 	int status;
 
 	interrupt_bear(1 << 30);
@@ -315,7 +320,8 @@ static int run(const struct args *args)
 	status = set_up(&r);
 	if (status == 0) {
 		if (line_is_terminal(r.line))
-			printf("fcvm %s, %s. help() helps, Ctrl-D leaves.\n", fcvm_version(), LUA_RELEASE);
+			printf("fcvm %s, %s. help() helps, Ctrl-D leaves.\n", fcvm_version(),
+				LUA_RELEASE);
 		status = loop(&r);
 	}
 	line_free(r.line);
@@ -332,9 +338,10 @@ const struct verb verb_repl = {
 	.name = "repl",
 	.operands = "",
 	.summary = "Lua at a prompt, with fcvm loaded",
-	.help = "Expressions show their value, help(x) the documentation of x, Tab completes names, fields and\n"
-		"methods. Ctrl-C stops what runs, or drops what is typed; Ctrl-D leaves, and ends what was started.\n"
-		"Without a terminal it reads and runs lines, and exits with 1 if one of them failed.",
+	.help = "Expressions show their value, help(x) the documentation of x, Tab completes\n"
+		"names, fields and methods. Ctrl-C stops what runs, or drops what is typed;\n"
+		"Ctrl-D leaves, and ends what was started. Without a terminal it reads and\n"
+		"runs lines, and exits with 1 if one of them failed.",
 	.options = options,
 	.run = run,
 };

@@ -8,7 +8,8 @@ FCVM_CLEANUP(struct fcvm_vm, fcvm_vm_free)
 FCVM_CLEANUP(struct fcvm_snapshot, fcvm_snapshot_free)
 
 /* Options that say what kind of VM to boot, and mean nothing for a clone. */
-static const char *const boot_only[] = {"image", "memory", "vcpus", "cold", "driver", "accel", "cmdline"};
+static const char *const boot_only[] = {
+	"image", "memory", "vcpus", "cold", "driver", "accel", "cmdline"};
 
 static int check(const struct args *args, struct fcvm_vm_config *config)
 {
@@ -21,9 +22,11 @@ static int check(const struct args *args, struct fcvm_vm_config *config)
 		r = program_check(args);
 	if (r)
 		return r;
-	for (unsigned i = 0; args_has(args, "snapshot") && i < sizeof boot_only / sizeof *boot_only; i++)
+	for (unsigned i = 0; args_has(args, "snapshot") && i < sizeof boot_only / sizeof *boot_only;
+		i++)
 		if (args_has(args, boot_only[i]))
-			return misuse("run: --%s has no meaning for a clone of a snapshot", boot_only[i]);
+			return misuse(
+				"run: --%s has no meaning for a clone of a snapshot", boot_only[i]);
 	config->memory = memory;
 	config->name = args_value(args, "name", NULL);
 	config->image = args_value(args, "image", NULL);
@@ -81,10 +84,10 @@ const struct verb verb_run = {
 	.operands = "[--] CMD [ARG...]",
 	.summary = "Start a VM, run a program in it, and end it",
 	.help = PROGRAM_HELP "\n\n"
-		"Examples:\n"
-		"  fcvm run -- uname -a\n"
-		"  fcvm run --memory 1G -- sh\n"
-		"  tar c src | fcvm run -- sh -c 'tar x; ls src'",
+			     "Examples:\n"
+			     "  fcvm run -- uname -a\n"
+			     "  fcvm run --memory 1G -- sh\n"
+			     "  tar c src | fcvm run -- sh -c 'tar x; ls src'",
 	.options = options,
 	.min = 1,
 	.max = -1,

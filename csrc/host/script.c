@@ -47,7 +47,8 @@ static void free_scripts(struct dirent **found, int n)
 	free(found);
 }
 
-/* The first line that is a comment and not "#!" or a licence, without its dashes; "" if there is none. */
+/* The first line that is a comment and not "#!" or a licence, without its dashes; "" if there is
+ * none. */
 static void first_comment(const char *folder, const char *name, char *ret, size_t size)
 {
 	_cleanup_free_ char *path = fcvm_asprintf("%s/%s.lua", folder, name);
@@ -100,7 +101,8 @@ static void not_found(const char *name, const char *folder)
 	const char *near = nearest(name, script_name, found, (size_t)n);
 
 	misuse("script: there is no file %s, nor a shipped script of that name; %s%s%s", name,
-		near ? "did you mean " : "fcvm script --list shows those", near ? near : "", near ? "?" : "");
+		near ? "did you mean " : "fcvm script --list shows those", near ? near : "",
+		near ? "?" : "");
 	free_scripts(found, n);
 }
 
@@ -125,7 +127,8 @@ static char *find(const char *name)
 
 /* ---- running one ---- */
 
-/* The global `arg` as the standalone interpreter has it: 0 is the script, from 1 on its arguments. */
+/* The global `arg` as the standalone interpreter has it: 0 is the script, from 1 on its arguments.
+ */
 static void push_arguments(lua_State *L, const struct args *args, const char *path)
 {
 	lua_createtable(L, args->count - 1, 3);
@@ -145,8 +148,8 @@ static void push_arguments(lua_State *L, const struct args *args, const char *pa
 		lua_pushstring(L, args->operands[i]);
 }
 
-/* status(first, second): the exit status for what the chunk returned. Nothing or true: 0; a number: that; nil or
- * false and a reason: that is raised, to be reported as an error is. */
+/* status(first, second): the exit status for what the chunk returned. Nothing or true: 0; a number:
+ * that; nil or false and a reason: that is raised, to be reported as an error is. */
 static int status_of(lua_State *L)
 {
 	if (lua_isinteger(L, 1))
@@ -221,9 +224,11 @@ static int run(const struct args *args)
 	int status;
 
 	if (args_has(args, "list"))
-		return args->count ? misuse("script: --list takes no file") : list(args_has(args, "quiet"));
+		return args->count ? misuse("script: --list takes no file")
+				   : list(args_has(args, "quiet"));
 	if (args->count == 0)
-		return misuse("script: which one? usage: fcvm script FILE [ARG...]; --list lists the shipped ones");
+		return misuse("script: which one? usage: fcvm script FILE [ARG...]; --list lists "
+			      "the shipped ones");
 	path = find(args->operands[0]);
 	if (!path)
 		return EXIT_FAILED;
@@ -247,9 +252,10 @@ const struct verb verb_script = {
 	.name = "script",
 	.operands = "FILE [ARG...]",
 	.summary = "Run a Lua program; a bare name finds the shipped ones",
-	.help = "FILE may be -, stdin. The program finds its arguments in `arg` and `...`, and `require \"fcvm\"` finds\n"
-		"the library. However it ends, what it started ends with it: VMs, snapshots without a name, clones.\n"
-		"It exits with what the program returns or gives os.exit(), 1 after an error, 130 after Ctrl-C (a\n"
+	.help = "FILE may be -, stdin. The program finds its arguments in `arg` and `...`,\n"
+		"and `require \"fcvm\"` finds the library. However it ends, what it started\n"
+		"ends with it: VMs, snapshots without a name, clones. It exits with what the\n"
+		"program returns or gives os.exit(), 1 after an error, 130 after Ctrl-C (a\n"
 		"second one does not wait for anything).",
 	.options = options,
 	.max = -1,

@@ -23,7 +23,8 @@ static int list(const struct args *args)
 	char *json = NULL;
 	int r = fcvm_list_snapshots(&json, &err);
 
-	return r < 0 ? failed(&err) : listing_print(args, json, columns, "name", "no snapshot is kept");
+	return r < 0 ? failed(&err)
+		     : listing_print(args, json, columns, "name", "no snapshot is kept");
 }
 
 static int inspect(const struct args *args)

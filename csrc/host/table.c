@@ -102,7 +102,8 @@ static void put_cell(const char *text, const struct column *c, int width)
 	/* No blanks at the end of a line. */
 	if (!right && !c[1].title)
 		pad = 0;
-	printf("%*s%s%*s%s", right ? pad : 0, "", text, right ? 0 : pad, "", c[1].title ? "  " : "\n");
+	printf("%*s%s%*s%s", right ? pad : 0, "", text, right ? 0 : pad, "",
+		c[1].title ? "  " : "\n");
 }
 
 void table_print(const struct fcvm_json *rows, const struct column *columns, const char *nothing)
@@ -138,8 +139,8 @@ void json_print_and_free(char *json)
 	free(json);
 }
 
-int listing_print(const struct args *args, char *json, const struct column *columns, const char *quiet_key,
-	const char *nothing)
+int listing_print(const struct args *args, char *json, const struct column *columns,
+	const char *quiet_key, const char *nothing)
 {
 	struct fcvm_err err = FCVM_ERR_INIT;
 	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *rows = NULL;

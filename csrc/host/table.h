@@ -30,17 +30,17 @@ const char *human_bytes(char *buf, size_t size, int64_t bytes);
 const char *human_time(char *buf, size_t size, int64_t seconds);
 
 /* The options that every listing has, and what they do: */
-#define LISTING_OPTIONS                                                                            \
-	{0, "json", NULL, "print the report as JSON"},                                             \
-	{                                                                                          \
-		'q', "quiet", NULL, "print names only"                                             \
+#define LISTING_OPTIONS \
+	{0, "json", NULL, "print the report as JSON"}, \
+	{ \
+		'q', "quiet", NULL, "print names only" \
 	}
 /*
- * Prints a listing (`json`, malloc'ed, is freed) as --json, --quiet or neither wants it; quiet_key: what --quiet
- * prints of each. Returns the exit status.
+ * Prints a listing (`json`, malloc'ed, is freed) as --json, --quiet or neither wants it; quiet_key:
+ * what --quiet prints of each. Returns the exit status.
  */
-int listing_print(const struct args *args, char *json, const struct column *columns, const char *quiet_key,
-	const char *nothing);
+int listing_print(const struct args *args, char *json, const struct column *columns,
+	const char *quiet_key, const char *nothing);
 /* Prints JSON text and a newline, and frees it. */
 void json_print_and_free(char *json);
 

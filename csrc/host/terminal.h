@@ -6,12 +6,14 @@
 #include <stdbool.h>
 
 bool terminal_here(void); /* stdin and stdout are terminals */
-/* Raw mode on stdin until terminal_restore() or the end of the program, however it ends. 0 or -errno. */
+/* Raw mode on stdin until terminal_restore() or the end of the program, however it ends. 0 or
+ * -errno. */
 int terminal_raw(void);
 void terminal_restore(void);
 void terminal_size(unsigned *rows, unsigned *columns); /* untouched if it is not known */
-unsigned terminal_columns(void); /* of stdout; 80 if it is none */
-/* An eventfd that is readable after each change of size, and after we were stopped and continued; stays ours. -errno. */
+unsigned terminal_columns(void);                       /* of stdout; 80 if it is none */
+/* An eventfd that is readable after each change of size, and after we were stopped and continued;
+ * stays ours. -errno. */
 int terminal_watch(void);
 
 #endif

@@ -46,7 +46,8 @@ function M.sh(command)
     local out, err = M.dir .. "/out", M.dir .. "/err"
     local script = M.write(M.dir .. "/command", environment .. "cd " .. quote(M.dir) .. "\nfcvm() { " ..
         quote(M.path(M.fcvm)) .. ' "$@"; }\n' .. command)
-    local _, how, code = os.execute(("timeout 120 bash %s >%s 2>%s </dev/null"):format(quote(script), quote(out), quote(err)))
+    local _, how, code = os.execute(("timeout 120 bash %s >%s 2>%s </dev/null"):format(quote(script), quote(out),
+        quote(err)))
     if how == "signal" then code = 128 + code end
     return code, M.read(out), M.read(err)
 end
@@ -56,6 +57,11 @@ function M.path(path)
     local real = p:read "l"
     p:close()
     return real
+end
+
+-- The path of a file of the source tree.
+function M.source(path)
+    return M.path(here .. "/../../" .. path)
 end
 
 -- `fcvm ...`, with the arguments as they are.

@@ -4,11 +4,12 @@
  *
  *	pty SCRIPT CMD [ARG...]
  *
- * SCRIPT has one step a line: "send TEXT" types it; "expect TEXT" waits until it was printed after what was
- * expected last; "absent TEXT": it was never printed; "resize ROWS COLUMNS"; "signal NUMBER" to the program;
- * "hangup" closes the terminal; "within SECONDS" is the time for each wait from here on (10); "status N" waits
- * for the program's end (128 + signal). In TEXT, \n \r \t \e \\ and \xHH are as in C. Escape sequences and
- * carriage returns are taken out of what was printed before it is compared.
+ * SCRIPT has one step a line: "send TEXT" types it; "expect TEXT" waits until it was printed after
+ *what was expected last; "absent TEXT": it was never printed; "resize ROWS COLUMNS"; "signal
+ *NUMBER" to the program; "hangup" closes the terminal; "within SECONDS" is the time for each wait
+ *from here on (10); "status N" waits for the program's end (128 + signal). In TEXT, \n \r \t \e
+ *\\ and \xHH are as in C. Escape sequences and carriage returns are taken out of what was printed
+ *before it is compared.
  *
  * Exits with 0 if all went as written; else says which step did not, and what the screen got.
  */
@@ -44,7 +45,8 @@ static double now(void)
 
 static void fail(const char *why)
 {
-	fprintf(stderr, "step %u, \"%s\": %s\n---- the screen got ----\n%.*s\n------------------------\n",
+	fprintf(stderr,
+		"step %u, \"%s\": %s\n---- the screen got ----\n%.*s\n------------------------\n",
 		step_number, step, why, (int)seen_size, seen ? seen : "");
 	if (child > 0)
 		kill(child, SIGKILL);
@@ -121,7 +123,8 @@ static void expect_status(int want)
 			usleep(10000);
 	}
 	child = 0;
-	while (terminal >= 0 && read_some(0) && poll(&(struct pollfd){.fd = terminal, .events = POLLIN}, 1, 0) > 0)
+	while (terminal >= 0 && read_some(0) &&
+		poll(&(struct pollfd){.fd = terminal, .events = POLLIN}, 1, 0) > 0)
 		;
 	got = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 	snprintf(why, sizeof why, "it ended with %d", got);
@@ -144,15 +147,24 @@ static size_t unescape(char *text)
 			continue;
 		}
 		switch (*++c) {
-		case 'n': *to++ = '\n'; break;
-		case 'r': *to++ = '\r'; break;
-		case 't': *to++ = '\t'; break;
-		case 'e': *to++ = '\033'; break;
+		case 'n':
+			*to++ = '\n';
+			break;
+		case 'r':
+			*to++ = '\r';
+			break;
+		case 't':
+			*to++ = '\t';
+			break;
+		case 'e':
+			*to++ = '\033';
+			break;
 		case 'x':
 			*to++ = (char)(hex(c[1]) << 4 | hex(c[2]));
 			c += 2;
 			break;
-		default: *to++ = *c;
+		default:
+			*to++ = *c;
 		}
 	}
 	*to = 0;
