@@ -1,6 +1,9 @@
 -- Boots a VM, snapshots it, clones it fifty times, runs a program in each, and says what that took.
 -- SPDX-License-Identifier: MIT
 local fcvm = require "fcvm"
+local measure = require "fcvm.measure"
+
+local percentile, timed = measure.percentile, measure.timed
 
 local usage = [[
 usage: fcvm script clone50.lua [--count N] [--memory SIZE] [--json FILE]
@@ -43,56 +46,12 @@ local function options(argv)
     return known
 end
 
-local function percentile(sorted, p)
-    return sorted[math.max(1, math.ceil(#sorted * p / 100))]
-end
-
-local function number_in(path, pattern)
-    for line in io.lines(path) do
-        local n = line:match(pattern)
-        if n then
-            return tonumber(n)
-        end
-    end
-    return 0
-end
-
-local function available_mb()
-    return number_in("/proc/meminfo", "^MemAvailable:%s+(%d+)") / 1024
-end
-
--- Proportional set size of a VMM, in MiB: all of it, and what of it is guest RAM (the mappings of `memory`).
-local function pss_mb(pid)
-    local all, ram, in_ram = 0, 0, false
-    for line in io.lines(("/proc/%d/smaps"):format(pid)) do
-        local kb = line:match "^Pss:%s+(%d+)"
-        if kb then
-            all = all + tonumber(kb)
-            ram = in_ram and ram + tonumber(kb) or ram
-        elseif line:match "^%x+%-%x+ " then
-            in_ram = line:match "/memory$" ~= nil or line:match "/memory %(deleted%)$" ~= nil
-        end
-    end
-    return all / 1024, ram / 1024
-end
-
--- Calls fn for each clone, a few at a time, and returns the milliseconds that each took, sorted.
-local function timed(clones, fn)
-    local ms = fcvm.parallel(clones, function(vm)
-        local from = fcvm.now()
-        fn(vm)
-        return (fcvm.now() - from) * 1000
-    end, { limit = fcvm.processors() })
-    table.sort(ms)
-    return ms
-end
-
 local function hostname(vm)
     local out = assert(vm:exec { "hostname" })
     assert(out.stdout == vm.name .. "\n", vm.name .. " calls itself " .. out.stdout)
 end
 
-local function measure(o)
+local function run(o)
     local figures = { count = o.count }
     local config = { image = "mini", memory = o.memory, vcpus = 1, driver = o.driver or nil, accel = o.accel or nil }
 
@@ -117,7 +76,7 @@ local function measure(o)
         figures.first_exec_ms = (fcvm.now() - from) * 1000
     end
 
-    local before = available_mb()
+    local before = measure.available_mb()
     from = fcvm.now()
     local clones <close> = assert(snap:clone(o.count))
     figures.agents_s = fcvm.now() - from
@@ -136,11 +95,11 @@ local function measure(o)
 
     figures.pss_total_mb, figures.pss_guest_ram_mb = 0, 0
     for _, vm in ipairs(clones) do
-        local all, ram = pss_mb(vm.pid)
+        local all, ram = measure.pss_mb(vm.pid)
         figures.pss_total_mb = figures.pss_total_mb + all
         figures.pss_guest_ram_mb = figures.pss_guest_ram_mb + ram
     end
-    figures.mem_available_fall_mb = before - available_mb()
+    figures.mem_available_fall_mb = before - measure.available_mb()
 
     from = fcvm.now()
     clones:close()
@@ -176,7 +135,7 @@ local function report(f)
 end
 
 local o = options(arg)
-local figures = measure(o)
+local figures = run(o)
 if o.json ~= "-" then
     report(figures)
 end
