@@ -59,8 +59,11 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 		r2 = go_on(vm, r < 0 ? NULL : err);
 		resumed = fcvm_now_ns();
 	}
-	if (r == 0 && r2 == 0)
+	if (r == 0 && r2 == 0) {
 		r = fcvm_manifest_write(dir, &m, false, err);
+		if (r < 0 && running && stop)
+			go_on(vm, NULL);
+	}
 	if (ret_pause_ms)
 		*ret_pause_ms = (fcvm_now_ns() - from) / 1e6;
 	if (ret_downtime_ms)
@@ -159,10 +162,24 @@ static int keep(struct fcvm_snapshot *s, struct fcvm_err *err)
 	return 0;
 }
 
+/* What was saved becomes the snapshot's. */
+static int take_in(struct fcvm_vm *vm, struct fcvm_snapshot *s, struct fcvm_err *err)
+{
+	struct fcvm_manifest m = vm_manifest(vm);
+	int r = copy_manifest(&s->manifest, &m);
+
+	if (r == 0 && s->name[0])
+		return keep(s, err);
+	s->dir = strdup(s->lease.path);
+	if (r < 0 || !s->dir)
+		return fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
+	return 0;
+}
+
+/* On failure the VM is as before. */
 static int take(struct fcvm_vm *vm, struct fcvm_snapshot *s, bool stop, const struct fcvm_until *until,
 	struct fcvm_err *err)
 {
-	struct fcvm_manifest m;
 	char *taken = NULL;
 	int r;
 
@@ -177,14 +194,10 @@ static int take(struct fcvm_vm *vm, struct fcvm_snapshot *s, bool stop, const st
 		r = vm_save(vm, s->lease.path, stop, until, &s->pause_ms, &s->downtime_ms, err);
 	if (r < 0)
 		return r;
-	m = vm_manifest(vm);
-	r = copy_manifest(&s->manifest, &m);
-	if (r < 0)
-		return fcvm_fail_errno(err, r, "%s: snapshot", vm->name);
-	if (s->name[0])
-		return keep(s, err);
-	s->dir = strdup(s->lease.path);
-	return s->dir ? 0 : fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
+	r = take_in(vm, s, err);
+	if (r < 0 && stop && vm->state != FCVM_VM_PAUSED)
+		go_on(vm, NULL);
+	return r;
 }
 
 int fcvm_vm_snapshot(struct fcvm_vm *vm, const struct fcvm_snapshot_config *config, int64_t timeout_ms,
