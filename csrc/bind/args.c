@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Arguments from Lua. Mistakes raise, but in words for lua/fcvm's authors: users' mistakes are caught there. */
+/* Arguments from Lua. Mistakes raise, but in words for lua/fcvm's authors: users' mistakes are
+ * caught there. */
 #include <string.h>
 
 #include "bind/private.h"
@@ -60,8 +61,8 @@ bool fcvm_args_boolean(lua_State *L, int arg, const char *field)
 }
 
 /*
- * The strings are copied into one block with the pointers before them: the caller's table may change while a worker
- * reads them.
+ * The strings are copied into one block with the pointers before them: the caller's table may
+ * change while a worker reads them.
  */
 const char *const *fcvm_args_list(lua_State *L, int arg, struct fcvm_call *call)
 {
@@ -78,7 +79,8 @@ const char *const *fcvm_args_list(lua_State *L, int arg, struct fcvm_call *call)
 				luaL_typename(L, -1));
 		s = lua_tolstring(L, -1, &length);
 		if (strlen(s) != length)
-			luaL_error(L, "the string at place %d of the list holds a NUL byte", (int)i);
+			luaL_error(
+				L, "the string at place %d of the list holds a NUL byte", (int)i);
 		size += length + 1;
 		lua_pop(L, 1);
 	}
@@ -96,7 +98,8 @@ const char *const *fcvm_args_list(lua_State *L, int arg, struct fcvm_call *call)
 	return list;
 }
 
-const char *const *fcvm_args_strings(lua_State *L, int arg, const char *field, struct fcvm_call *call)
+const char *const *fcvm_args_strings(
+	lua_State *L, int arg, const char *field, struct fcvm_call *call)
 {
 	const char *const *list = NULL;
 

@@ -2,10 +2,11 @@
 /*
  * Blocking functions, run in one of two ways.
  *
- * Outside a task: on the calling thread, cancelled by the interrupt fd. Inside a task: submitted as a job, and the
- * coroutine yields the call to the scheduler in task.lua, which resumes it when the job is done; the continuation
- * then returns the results. A coroutine is a task's if task.lua has adopted it. Where a task cannot yield (in a
- * metamethod or a sort's comparison) the call just blocks.
+ * Outside a task: on the calling thread, cancelled by the interrupt fd. Inside a task: submitted as
+ * a job, and the coroutine yields the call to the scheduler in task.lua, which resumes it when the
+ * job is done; the continuation then returns the results. A coroutine is a task's if task.lua has
+ * adopted it. Where a task cannot yield (in a metamethod or a sort's comparison) the call just
+ * blocks.
  */
 #include <errno.h>
 #include <poll.h>
@@ -20,7 +21,8 @@
 
 static const char meta_call[] = "fcvm.call";
 
-/* Addresses are registry keys: the tasks' coroutines; the submitted calls by address; the struct fcvm_bind. */
+/* Addresses are registry keys: the tasks' coroutines; the submitted calls by address; the struct
+ * fcvm_bind. */
 static const char key_tasks, key_submitted, key_bind;
 
 enum { KEPT = 1, MADE = 2 }; /* user values: table of what must live; the handle it makes */
@@ -103,7 +105,8 @@ static void drop(struct fcvm_call *call)
 		call->type->drop(call);
 }
 
-/* Submitted calls are kept in a registry table until they are taken, whatever becomes of their coroutine. */
+/* Submitted calls are kept in a registry table until they are taken, whatever becomes of their
+ * coroutine. */
 static void unregister(lua_State *L, struct fcvm_call *call)
 {
 	if (!call->submitted)
@@ -137,8 +140,8 @@ static int finish(lua_State *L, struct fcvm_call *call)
 		return fcvm_error_raise_cancelled(L);
 	}
 	if (call->handle && !call->handle->object && r == -ECANCELED)
-		fcvm_fail(&call->job.err, r, "%s: the %s was closed while the call ran", call->type->op,
-			call->handle->type->name);
+		fcvm_fail(&call->job.err, r, "%s: the %s was closed while the call ran",
+			call->type->op, call->handle->type->name);
 	if (r < 0) {
 		drop(call);
 		return fcvm_error_push(L, call->type->op, r, &call->job.err);
@@ -237,7 +240,8 @@ int fcvm_call_run(lua_State *L, struct fcvm_call *call)
 		/* what must finish does so without a worker */
 		if (call->type->must_finish)
 			return run_here(L, call);
-		call->job.result = fcvm_fail_errno(&call->job.err, r, "%s: start a worker thread", call->type->op);
+		call->job.result = fcvm_fail_errno(
+			&call->job.err, r, "%s: start a worker thread", call->type->op);
 		return finish(L, call);
 	}
 	lua_pushvalue(L, call->index);
@@ -399,7 +403,8 @@ static int bind_gc(lua_State *L)
 {
 	struct fcvm_bind *b = lua_touserdata(L, 1);
 
-	/* the last object of ours to go, as it was the first to be made; what comes later finds nothing */
+	/* the last object of ours to go, as it was the first to be made; what comes later finds
+	 * nothing */
 	lua_pushnil(L);
 	lua_rawsetp(L, LUA_REGISTRYINDEX, &key_bind);
 	fcvm_jobs_done(&b->jobs);

@@ -21,12 +21,12 @@ struct file_call {
 	size_t size;
 	unsigned mode;
 	int64_t timeout_ms;
-	char *text;            /* owned */
-	void *made;            /* owned: a listener or a stream */
+	char *text; /* owned */
+	void *made; /* owned: a listener or a stream */
 };
 
-static struct file_call *call_on(lua_State *L, const struct fcvm_call_type *type,
-	const struct fcvm_handle_type *handle)
+static struct file_call *call_on(
+	lua_State *L, const struct fcvm_call_type *type, const struct fcvm_handle_type *handle)
 {
 	struct file_call *c = fcvm_call_on(L, type, sizeof *c, handle);
 
@@ -80,7 +80,8 @@ static int read_file_run(struct fcvm_job *job)
 {
 	struct file_call *c = (struct file_call *)job;
 
-	return fcvm_vm_read_file(c->vm, c->from, c->size, c->timeout_ms, &c->text, &c->size, &job->err);
+	return fcvm_vm_read_file(
+		c->vm, c->from, c->size, c->timeout_ms, &c->text, &c->size, &job->err);
 }
 
 static int text_push(lua_State *L, struct fcvm_call *call)
@@ -99,7 +100,8 @@ static void text_drop(struct fcvm_call *call)
 	c->text = NULL;
 }
 
-static const struct fcvm_call_type read_file_type = {"read_file", read_file_run, text_push, text_drop};
+static const struct fcvm_call_type read_file_type = {
+	"read_file", read_file_run, text_push, text_drop};
 
 /* vm_read_file(vm, path, max, timeout) */
 static int vm_read_file(lua_State *L)
@@ -120,7 +122,8 @@ static int write_file_run(struct fcvm_job *job)
 {
 	struct file_call *c = (struct file_call *)job;
 
-	return fcvm_vm_write_file(c->vm, c->to, c->data, c->size, c->mode, c->timeout_ms, &job->err);
+	return fcvm_vm_write_file(
+		c->vm, c->to, c->data, c->size, c->mode, c->timeout_ms, &job->err);
 }
 
 static const struct fcvm_call_type write_file_type = {"write_file", write_file_run};
@@ -245,10 +248,10 @@ static int listener_accept(lua_State *L)
 
 struct stream_call {
 	struct fcvm_call call;
-	int fd;            /* the handle's */
+	int fd; /* the handle's */
 	int64_t timeout_ms;
-	const char *data;  /* kept */
-	char *buffer;      /* owned */
+	const char *data; /* kept */
+	char *buffer;     /* owned */
 	size_t size;
 };
 

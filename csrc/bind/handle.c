@@ -2,9 +2,10 @@
 /*
  * Handles: one userdata for each object of fcvm.h.
  *
- * close, __close and __gc are one idempotent function. Closing while other tasks have calls running on the object
- * cancels those calls (they fail with ECANCELED), waits for them, and frees the object. In a task this is itself a
- * call, so that the task yields while a VM ends; elsewhere, and in a finalizer, it happens on the spot.
+ * close, __close and __gc are one idempotent function. Closing while other tasks have calls running
+ * on the object cancels those calls (they fail with ECANCELED), waits for them, and frees the
+ * object. In a task this is itself a call, so that the task yields while a VM ends; elsewhere, and
+ * in a finalizer, it happens on the spot.
  */
 #include <unistd.h>
 
@@ -46,9 +47,12 @@ static void stream_release(void *object)
 }
 
 const struct fcvm_handle_type fcvm_handle_vm = {"vm", "fcvm.vm", vm_hurry, vm_release};
-const struct fcvm_handle_type fcvm_handle_program = {"program", "fcvm.program", NULL, program_release};
-const struct fcvm_handle_type fcvm_handle_snapshot = {"snapshot", "fcvm.snapshot", NULL, snapshot_release};
-const struct fcvm_handle_type fcvm_handle_listener = {"listener", "fcvm.listener", NULL, listener_release};
+const struct fcvm_handle_type fcvm_handle_program = {
+	"program", "fcvm.program", NULL, program_release};
+const struct fcvm_handle_type fcvm_handle_snapshot = {
+	"snapshot", "fcvm.snapshot", NULL, snapshot_release};
+const struct fcvm_handle_type fcvm_handle_listener = {
+	"listener", "fcvm.listener", NULL, listener_release};
 const struct fcvm_handle_type fcvm_handle_stream = {"stream", "fcvm.stream", NULL, stream_release};
 
 static const struct fcvm_handle_type *const types[] = {
@@ -87,8 +91,8 @@ struct close_call {
 	void *object;        /* owned; NULL when released */
 };
 
-static void close_object(struct fcvm_bind *b, const struct fcvm_handle_type *type, const void *subject,
-	void *object)
+static void close_object(
+	struct fcvm_bind *b, const struct fcvm_handle_type *type, const void *subject, void *object)
 {
 	if (type->hurry)
 		type->hurry(object);
@@ -147,7 +151,8 @@ static int handle_close(lua_State *L)
 	c->subject = h;
 	c->object = h->object;
 	h->object = NULL;
-	/* now, not when a worker comes round to it: all of them may be busy with these very calls */
+	/* now, not when a worker comes round to it: all of them may be busy with these very calls
+	 */
 	if (c->call.bind)
 		fcvm_jobs_cancel_on(&c->call.bind->jobs, h);
 	return fcvm_call_run(L, &c->call);

@@ -354,7 +354,8 @@ void fcvm_jobs_cancel(struct fcvm_jobs *jobs, struct fcvm_job *job)
 	pthread_mutex_unlock(&jobs->lock);
 }
 
-/* One pass over a list; returns whether there are any. end_job() moves jobs out of the list under us. */
+/* One pass over a list; returns whether there are any. end_job() moves jobs out of the list under
+ * us. */
 static bool cancel_in(struct fcvm_jobs *jobs, struct fcvm_job_link *list, const void *subject)
 {
 	struct fcvm_job_link *next;

@@ -2,19 +2,21 @@
 /*
  * Theory of operation: blocking calls that a Lua task makes, run by worker threads. Knows no Lua.
  *
- * A job is submitted by the Lua thread, run by a worker, and taken back by the Lua thread when it is done; the fd
- * is readable while there is one to take. A sleep is a job without a worker: a timer.
+ * A job is submitted by the Lua thread, run by a worker, and taken back by the Lua thread when it
+ * is done; the fd is readable while there is one to take. A sleep is a job without a worker: a
+ * timer.
  *
  *	NEW -submit-> QUEUED -worker-> RUNNING -> DONE -take-> TAKEN
  *	NEW -sleep-> SLEEPING -time, cancel-> DONE
  *	QUEUED -cancel-> DONE
  *
- * A running job is cancelled by its eventfd, which the worker has given to fcvm_cancel_by(): it ends when the call
- * returns. Workers are started as they are needed, up to FCVM_JOBS_WORKERS; further jobs wait in the queue. An idle
- * worker ends after a while.
+ * A running job is cancelled by its eventfd, which the worker has given to fcvm_cancel_by(): it
+ * ends when the call returns. Workers are started as they are needed, up to FCVM_JOBS_WORKERS;
+ * further jobs wait in the queue. An idle worker ends after a while.
  *
- * Who owns what: the caller owns the memory of a job, which must stay until the job was taken or forgotten. All
- * functions are for one thread, the Lua thread, but for fcvm_jobs_end_calls_on(), which is for any.
+ * Who owns what: the caller owns the memory of a job, which must stay until the job was taken or
+ * forgotten. All functions are for one thread, the Lua thread, but for fcvm_jobs_end_calls_on(),
+ * which is for any.
  */
 #ifndef FCVM_BIND_JOBS_H
 #define FCVM_BIND_JOBS_H
@@ -41,30 +43,31 @@ struct fcvm_job_link {
 };
 
 struct fcvm_job {
-	struct fcvm_job_link link;          /* first, so that a link is a job; lock: the list it is in */
-	int (*run)(struct fcvm_job *job);   /* on a worker; returns job->result */
-	const void *subject;                /* what it works on, see fcvm_jobs_end_calls_on(); NULL: nothing */
-	bool must_finish;                   /* ignores being cancelled */
-	int cancel_fd;                      /* -1 before submit; run may poll it; owned */
-	enum fcvm_job_state state;          /* lock */
-	int64_t wake_ns;                    /* of a sleep */
-	int result;                         /* >= 0 or -errno; the worker's until DONE */
-	struct fcvm_err err;                /* the worker's until DONE */
+	struct fcvm_job_link link; /* first, so that a link is a job; lock: the list it is in */
+	int (*run)(struct fcvm_job *job); /* on a worker; returns job->result */
+	const void *subject; /* what it works on, see fcvm_jobs_end_calls_on(); NULL: nothing */
+	bool must_finish;    /* ignores being cancelled */
+	int cancel_fd;       /* -1 before submit; run may poll it; owned */
+	enum fcvm_job_state state; /* lock */
+	int64_t wake_ns;           /* of a sleep */
+	int result;                /* >= 0 or -errno; the worker's until DONE */
+	struct fcvm_err err;       /* the worker's until DONE */
 };
 
 struct fcvm_worker;
 
 struct fcvm_jobs {
 	pthread_mutex_t lock;
-	pthread_cond_t work;                /* a job was queued, or the end has come */
-	pthread_cond_t ended;               /* a job has ended */
-	struct fcvm_job_link queue, running, sleeping, done; /* lock; sleeping: the next to wake first */
+	pthread_cond_t work;  /* a job was queued, or the end has come */
+	pthread_cond_t ended; /* a job has ended */
+	struct fcvm_job_link queue, running, done; /* lock */
+	struct fcvm_job_link sleeping;             /* lock; the next to wake first */
 	struct fcvm_worker *workers, *gone; /* lock; gone: have ended, to be joined */
 	unsigned nworkers, idle, queued;    /* lock */
 	bool quit;                          /* lock */
-	int done_fd;                        /* eventfd: done is not empty, or somebody called fcvm_jobs_wake() */
-	int timer_fd;                       /* the next sleep's end */
-	int fd;                             /* epoll of the two */
+	int done_fd;  /* eventfd: done is not empty, or somebody called fcvm_jobs_wake() */
+	int timer_fd; /* the next sleep's end */
+	int fd;       /* epoll of the two */
 };
 
 #define FCVM_JOB_INIT {.cancel_fd = -1}

@@ -137,7 +137,8 @@ static void spawn_drop(struct fcvm_call *call)
 
 static const struct fcvm_call_type spawn_type = {"spawn", spawn_run, spawn_push, spawn_drop};
 
-/* vm_spawn(vm, argv, {env, cwd, user, clear_env, merge_stderr, null_stdin, detach, tty, rows, columns}) */
+/* vm_spawn(vm, argv, {env, cwd, user, clear_env, merge_stderr, null_stdin, detach, tty, rows,
+ * columns}) */
 static int vm_spawn(lua_State *L)
 {
 	struct run_call *c = run_new(L, &spawn_type);
@@ -193,7 +194,8 @@ static int read_run(struct fcvm_job *job)
 {
 	struct program_call *c = (struct program_call *)job;
 
-	return (int)fcvm_program_read(c->program, c->stream, c->buffer, c->size, c->timeout_ms, &job->err);
+	return (int)fcvm_program_read(
+		c->program, c->stream, c->buffer, c->size, c->timeout_ms, &job->err);
 }
 
 static int read_push(lua_State *L, struct fcvm_call *call)

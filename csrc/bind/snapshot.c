@@ -10,7 +10,7 @@ struct snapshot_call {
 	const char *name; /* kept */
 	unsigned count;
 	int64_t timeout_ms;
-	void *made;       /* owned: a snapshot or a VM */
+	void *made; /* owned: a snapshot or a VM */
 };
 
 static int made_push(lua_State *L, struct fcvm_call *call)
@@ -44,7 +44,8 @@ static int snapshot_run(struct fcvm_job *job)
 	return r;
 }
 
-static const struct fcvm_call_type snapshot_type = {"snapshot", snapshot_run, made_push, snapshot_drop};
+static const struct fcvm_call_type snapshot_type = {
+	"snapshot", snapshot_run, made_push, snapshot_drop};
 
 /* vm_snapshot(vm, {name, stop}, timeout): snapshot */
 static int vm_snapshot(lua_State *L)

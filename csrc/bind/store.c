@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fcvm.core: what there is. The reports come as JSON text, as fcvm.h gives them; lua/fcvm/json.lua makes tables of
- * them.
+ * fcvm.core: what there is. The reports come as JSON text, as fcvm.h gives them; lua/fcvm/json.lua
+ * makes tables of them.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +13,7 @@ struct report_call {
 	const char *name; /* kept; NULL: none */
 	int64_t seconds;
 	int (*report)(char **ret, struct fcvm_err *err);
-	char *text;       /* owned */
+	char *text; /* owned */
 	size_t size;
 };
 
@@ -129,7 +129,8 @@ static int build_image_run(struct fcvm_job *job)
 	return measured(c, fcvm_build_image(c->name, &c->text, &job->err));
 }
 
-static const struct fcvm_call_type build_image_type = {"build_image", build_image_run, text_push, text_drop};
+static const struct fcvm_call_type build_image_type = {
+	"build_image", build_image_run, text_push, text_drop};
 
 static int build_image(lua_State *L)
 {

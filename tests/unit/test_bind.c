@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The Lua binding under allocation failure, interrupts, and lua_close at a bad moment. Needs no VM. */
+/* The Lua binding under allocation failure, interrupts, and lua_close at a bad moment. Needs no VM.
+ */
 #include <dirent.h>
 #include <lauxlib.h>
 #include <lualib.h>
@@ -100,7 +101,8 @@ static const char *const operations[] = {
 	"assert(fcvm.spawn(function() fcvm.sleep(0) return 7 end):await() == 7)",
 	"fcvm.loop():step(0)",
 	"assert(fcvm.parallel({1, 2, 3}, function(x) fcvm.sleep(0) return x end)[3] == 3)",
-	"for x, y in fcvm.each({1, 2}, function(x) fcvm.sleep(0) return x end) do assert(x == y) end",
+	"for x, y in fcvm.each({1, 2}, function(x) fcvm.sleep(0) return x end) do assert(x == y) "
+	"end",
 	"local a, b = core.stream_pair()\n"
 	"local t = fcvm.spawn(function() return a:read() end)\n"
 	"b:write 'x' assert(t:await() == 'x') a:close() b:close()",
@@ -110,7 +112,8 @@ static const char *const operations[] = {
 	"local a, b = core.stream_pair()\n"
 	"local t = fcvm.spawn(function() return a:read() end)\n"
 	"t:cancel() assert(not pcall(t.await, t)) a:close() b:close()",
-	"local x, e = fcvm.snapshot('there-is-no-such-snapshot') assert(e.code == 'ENOENT' and #tostring(e) > 0)",
+	"local x, e = fcvm.snapshot('there-is-no-such-snapshot') assert(e.code == 'ENOENT' and "
+	"#tostring(e) > 0)",
 };
 
 static const char usable[] =
@@ -211,7 +214,8 @@ static const char *const interrupted[] = {
 	"local a, b = core.stream_pair() a:read()",
 	"local a, b = core.stream_pair() fcvm.parallel({1, 2}, function() a:read() end)",
 	"fcvm.spawn(function() table.sort({1, 2, 3}, function() fcvm.sleep(100) end) end):await()",
-	/* many tasks that do nothing but switch: the interrupt lands in the scheduler as often as not */
+	/* many tasks that do nothing but switch: the interrupt lands in the scheduler as often as
+	   not */
 	"fcvm.parallel({1, 2, 3, 4}, function() while true do fcvm.sleep(0) end end)",
 	"fcvm.parallel({1, 2, 3, 4}, function() while true do coroutine.yield() end end)",
 };
@@ -294,17 +298,16 @@ static void test_close(void)
 	CHECK(open_fds() == fds);
 }
 
-static const char many[] =
-	"local list = {}\n"
-	"for i = 1, 300 do list[i] = i end\n"
-	"fcvm.parallel(list, function(i)\n"
-	"  local a, b = core.stream_pair()\n"
-	"  local reader <close> = fcvm.spawn(function() return a:read() end)\n"
-	"  if i % 3 == 0 then a:close()\n"
-	"  elseif i % 3 == 1 then b:write 'x' assert(reader:await() == 'x')\n"
-	"  else fcvm.sleep(0.001) reader:cancel() end\n"
-	"  pcall(reader.await, reader) a:close() b:close()\n"
-	"end)";
+static const char many[] = "local list = {}\n"
+			   "for i = 1, 300 do list[i] = i end\n"
+			   "fcvm.parallel(list, function(i)\n"
+			   "  local a, b = core.stream_pair()\n"
+			   "  local reader <close> = fcvm.spawn(function() return a:read() end)\n"
+			   "  if i % 3 == 0 then a:close()\n"
+			   "  elseif i % 3 == 1 then b:write 'x' assert(reader:await() == 'x')\n"
+			   "  else fcvm.sleep(0.001) reader:cancel() end\n"
+			   "  pcall(reader.await, reader) a:close() b:close()\n"
+			   "end)";
 
 static void *one_thread(void *arg)
 {
