@@ -5,12 +5,13 @@
  *
  *	luaL_openlibs(L);
  *	fcvm_bind_preload(L);                         require "fcvm.core" finds this copy
- *	... package.path gets <prefix>/share/lua/5.4/?.lua and ?/init.lua, or the source tree's lua/
- *... require "fcvm" b = fcvm_bind_of(L);                          for the handler of SIGINT
+ *	... package.path gets <prefix>/share/lua/5.4, or the source tree's lua/ ...
+ *	require "fcvm"
+ *	b = fcvm_bind_of(L);                          for the handler of SIGINT
  *
  * Ctrl-C: the handler calls fcvm_bind_interrupt(b). A blocking call, a wait for tasks and pure Lua
  * code all end by raising the value fcvm.interrupted (fcvm_bind_is_interrupted() knows it), so that
- *<close> variables are closed on the way out. A prompt calls fcvm_bind_interrupt_clear() before it
+ * <close> variables are closed on the way out. A prompt calls fcvm_bind_interrupt_clear() before it
  * runs a line, so that an interrupt that came between two lines hits nothing.
  */
 #ifndef FCVM_BIND_H
