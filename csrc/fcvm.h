@@ -227,7 +227,7 @@ struct fcvm_snapshot_info {
 	unsigned vcpus;
 	double pause_ms;     /* from the VM's pause to the snapshot's publication; 0 if opened */
 	double downtime_ms;  /* from the VM's pause until it went on; 0 if stopped or opened */
-	unsigned waiting;    /* VMMs that wait for a clone */
+	unsigned waiting;    /* VMMs that wait for a clone; 0 where clones are copies of a template */
 };
 
 /* Default: 60 s. */
@@ -238,7 +238,9 @@ FCVM_API int fcvm_snapshot_open(struct fcvm_snapshot **ret, const char *name, st
 /* Ends the waiting VMMs. Clones live on. */
 FCVM_API void fcvm_snapshot_free(struct fcvm_snapshot *s);
 FCVM_API void fcvm_snapshot_get_info(struct fcvm_snapshot *s, struct fcvm_snapshot_info *ret);
-/* Has `count` VMMs started and waiting, so that as many clones take no start-up time. Default: 60 s. */
+/* Has `count` VMMs started and waiting, so that as many clones take no start-up time. Under emulation it is one, the
+ * template, of which any number of clones are copies: it runs the guest for a moment, so clones begin a moment after
+ * the snapshot. Default: 60 s. */
 FCVM_API int fcvm_snapshot_prepare(struct fcvm_snapshot *s, unsigned count, int64_t timeout_ms,
 	struct fcvm_err *err);
 /*

@@ -18,7 +18,7 @@
 #include "base/log.h"
 #include "core/snapshot.h"
 
-enum { DEFAULT_CLONE_MS = 60000, DEFAULT_PREPARE_MS = 60000, WARM_UP_MS = 20000, WARM_UPS = 2 };
+enum { DEFAULT_CLONE_MS = 60000, DEFAULT_PREPARE_MS = 60000, WARM_UP_MS = 20000, WARM_UPS = 2, COPY_MS = 10000 };
 
 /* ---- restoring ---- */
 
@@ -187,13 +187,17 @@ static bool lives(struct fcvm_vm *vm)
 	return poll(&p, 1, 0) == 0;
 }
 
-/* template_lock is held. */
+/* template_lock is held, as in the next one. */
+static void drop_template(struct fcvm_snapshot *s)
+{
+	fcvm_vm_free(s->template);
+	s->template = NULL;
+}
+
 static int want_template(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	if (s->template && !lives(s->template)) {
-		fcvm_vm_free(s->template);
-		s->template = NULL;
-	}
+	if (s->template && !lives(s->template))
+		drop_template(s);
 	return s->template ? 0 : make_template(s, until, err);
 }
 
@@ -212,8 +216,14 @@ static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 	m.memory_file = memory;
 	pthread_mutex_lock(&s->template_lock);
 	r = want_template(s, until, err);
-	if (r == 0)
-		r = vm->with.driver->fork(s->template->vmm, &m, until, &vmm, err);
+	if (r == 0) {
+		/* Milliseconds, which a caller's cancellation must not cut short: the template is everybody's. */
+		struct fcvm_until soon = fcvm_until_ms(COPY_MS, -1);
+
+		r = vm->with.driver->fork(s->template->vmm, &m, &soon, &vmm, err);
+		if (r < 0)
+			drop_template(s); /* the next one makes another */
+	}
 	pthread_mutex_unlock(&s->template_lock);
 	if (r < 0)
 		return r;
@@ -237,8 +247,7 @@ void snapshot_end_waiting(struct fcvm_snapshot *s)
 {
 	for (struct waiting *w = s->waiting; w; w = w->next)
 		s->with.driver->kill(w->vmm);
-	fcvm_vm_free(s->template);
-	s->template = NULL;
+	drop_template(s);
 	while (s->waiting) {
 		struct waiting *w = s->waiting;
 
