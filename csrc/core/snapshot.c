@@ -35,6 +35,16 @@ static int go_on(struct fcvm_vm *vm, struct fcvm_err *err)
 	return r < 0 ? r : fcvm_node_thaw(vm->agent, &until, err);
 }
 
+/* A failure to write into dir gets a message that helps where the disk is full. */
+static int full(const struct fcvm_vm *vm, const char *dir, int r, struct fcvm_err *err)
+{
+	if (r != -ENOSPC && r != -EDQUOT)
+		return r;
+	fcvm_store_disk_full(r, dir, vm->memory, "snapshot", err);
+	fcvm_fail_prefix(err, "%s", vm->name);
+	return r;
+}
+
 int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
 	double *ret_downtime_ms, struct fcvm_err *err)
 {
@@ -51,7 +61,7 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 	if (r == 0)
 		r = quiesce(vm, running, until, err);
 	if (r < 0)
-		return r;
+		return full(vm, dir, r, err);
 	from = fcvm_now_ns();
 	r = vm->with.driver->save(vm->vmm, state, memory, until, err);
 	/* A source that goes on does so before the manifest is written: that needs nothing of it. */
@@ -59,7 +69,9 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 		r2 = go_on(vm, r < 0 ? NULL : err);
 		resumed = fcvm_now_ns();
 	}
-	if (r == 0 && r2 == 0) {
+	if (r < 0)
+		return full(vm, dir, r, err);
+	if (r2 == 0) {
 		r = fcvm_manifest_write(dir, &m, false, err);
 		if (r < 0 && running && stop)
 			go_on(vm, NULL);

@@ -186,8 +186,11 @@ int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err
 		vm->with.driver->tail(vm->vmm, tail, sizeof tail);
 		snprintf(was, sizeof was, "%s", err->message);
 		if (how.signal)
-			fcvm_fail(err, r, "%s: %s: its VMM (%s, process %d) was ended by signal %d (%s)", vm->name,
-				what, vm->with.driver->name, vm->pid, how.signal, strsignal(how.signal));
+			fcvm_fail(err, r, "%s: %s: its VMM (%s, process %d) was ended by signal %d (%s)%s%s", vm->name,
+				what, vm->with.driver->name, vm->pid, how.signal, strsignal(how.signal),
+				/* what a write to a mapped file gets that there is no room for */
+				how.signal == SIGBUS ? ": the disk is full that its memory is on, " : "",
+				how.signal == SIGBUS ? vm->lease.path : "");
 		else if (how.code == 0)
 			fcvm_fail(err, r, "%s: %s: the guest has powered off", vm->name, what);
 		else

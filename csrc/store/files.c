@@ -182,7 +182,7 @@ const char *store_size(uint64_t bytes, char to[static 24])
 	return to;
 }
 
-int store_disk_full(int code, const char *path, uint64_t needed, const char *what, struct fcvm_err *err)
+int fcvm_store_disk_full(int code, const char *path, uint64_t needed, const char *what, struct fcvm_err *err)
 {
 	char want[24], have[24];
 	struct statvfs fs;

@@ -414,7 +414,7 @@ static int build(struct fcvm_store *s, int dir, const char *name, const char *ag
 		goto out;
 	r = publish(&b, dir, ret_built);
 	if (r == -ENOSPC || r == -EDQUOT)
-		store_disk_full(r, s->data, 0, "keep it", err);
+		fcvm_store_disk_full(r, s->data, 0, "keep it", err);
 	else if (r < 0)
 		fcvm_fail_errno(err, r, "keep it in %s/images", s->data);
 out:

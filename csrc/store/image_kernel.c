@@ -185,7 +185,7 @@ static int keep(struct fcvm_store *s, const char *vmlinuz, const char *modules, 
 	}
 	store_work_done(s, &work);
 	if (r == -ENOSPC || r == -EDQUOT)
-		return store_disk_full(r, s->data, 0, "keep a kernel", err);
+		return fcvm_store_disk_full(r, s->data, 0, "keep a kernel", err);
 	return r < 0 ? fcvm_fail_errno(err, r, "keep kernel %s in %s/kernels", release, s->data) : 0;
 }
 

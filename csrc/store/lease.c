@@ -82,7 +82,7 @@ static int lease_new(int dirfd, const char *dir, struct fcvm_lease *ret, struct 
 			break;
 	}
 	if (r == -ENOSPC || r == -EDQUOT)
-		return store_disk_full(r, dir, 0, "make a folder", err);
+		return fcvm_store_disk_full(r, dir, 0, "make a folder", err);
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "make a folder in %s", dir);
 	l.path = fcvm_asprintf("%s/%s", dir, l.id);

@@ -80,13 +80,13 @@ static int fill(struct fcvm_store *s, int from, int to, const struct fcvm_manife
 	for (unsigned i = 0; r == 0 && i < STORE_FILES; i++) {
 		r = copy_file(from, to, store_file_names[i], &files[i]);
 		if (r == -ENOSPC || r == -EDQUOT)
-			return store_disk_full(r, s->data, needed, "keep it", err);
+			return fcvm_store_disk_full(r, s->data, needed, "keep it", err);
 		if (r < 0)
 			return fcvm_fail_errno(err, r, "copy %s to %s", store_file_names[i], s->data);
 	}
 	r = store_manifest_put(to, m, files, true, err);
 	if (r == -ENOSPC || r == -EDQUOT)
-		return store_disk_full(r, s->data, needed, "keep it", err);
+		return fcvm_store_disk_full(r, s->data, needed, "keep it", err);
 	return r;
 }
 

@@ -128,6 +128,9 @@ int fcvm_snapshot_remove(struct fcvm_store *s, const char *kind, const char *nam
 /* Old warm-start snapshots, unfinished things in tmp/, images' old keys, and fcvm_store_sweep. */
 int fcvm_store_gc(struct fcvm_store *s, int64_t max_age_s, struct fcvm_json *report, struct fcvm_err *err);
 
+/* -ENOSPC and -EDQUOT: which disk, how much is there, how much was needed (0: not known). Returns code. */
+int fcvm_store_disk_full(int code, const char *path, uint64_t needed, const char *what, struct fcvm_err *err);
+
 /* A hash for keys: 16 hexadecimal digits of XXH3 over all strings (NULL ends the list). */
 void fcvm_hash_strings(char ret[static 17], const char *first, ...) __attribute__((sentinel));
 

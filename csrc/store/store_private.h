@@ -43,8 +43,6 @@ bool store_name_ok(const char *name);
 int store_lock(int dirfd, const char *name, const struct fcvm_until *until);
 /* 1024 -> "1 KiB", for messages. */
 const char *store_size(uint64_t bytes, char to[static 24]);
-/* -ENOSPC and -EDQUOT: which disk, how much is there, how much was needed (0: not known). Returns code. */
-int store_disk_full(int code, const char *path, uint64_t needed, const char *what, struct fcvm_err *err);
 
 /* ---- leases (lease.c) beneath any folder; data/tmp is where things are made ---- */
 

@@ -125,9 +125,12 @@ static int await_migration(struct qemu *q, const char *verb, const char *path, c
 		status = fcvm_json_string(fcvm_json_get(event, "data"), "status", "");
 		if (strcmp(status, "completed") == 0)
 			return 0;
-		if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0)
-			return fcvm_fail(err, -EIO, "%s: %s %s: %s", q->name, verb, path,
-				why_failed(q, until, &info));
+		if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0) {
+			const char *why = why_failed(q, until, &info);
+
+			return fcvm_fail(err, strstr(why, "No space left") ? -ENOSPC : -EIO, "%s: %s %s: %s", q->name,
+				verb, path, why);
+		}
 	}
 }
 
