@@ -140,8 +140,9 @@ bool store_name_ok(const char *name)
 {
 	size_t size = name ? strlen(name) : 0;
 
+	/* + and ~ are in kernels' releases: 6.12.117+deb13-cloud-amd64. */
 	return size > 0 && size <= STORE_NAME_MAX && name[0] != '.' && name[0] != '-' &&
-	       strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == size;
+	       strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+~") == size;
 }
 
 /* flock cannot be waited for together with a cancel fd, so this looks again every 20 ms. */
