@@ -221,8 +221,10 @@ static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 		struct fcvm_until soon = fcvm_until_ms(COPY_MS, -1);
 
 		r = vm->with.driver->fork(s->template->vmm, &m, &soon, &vmm, err);
-		if (r < 0)
+		if (r < 0) {
+			vm_explain(s->template, r, "clone", err);
 			drop_template(s); /* the next one makes another */
+		}
 	}
 	pthread_mutex_unlock(&s->template_lock);
 	if (r < 0)

@@ -69,6 +69,7 @@ struct qemu {
 	uint64_t memory;
 	bool file_uri;
 	bool carried;             /* the carrier was taken */
+	bool saved;               /* since it was paused */
 	struct fcvm_qmp *qmp;
 	struct qemu_ram ram;
 	struct fcvm_drain *console, *log;

@@ -237,6 +237,7 @@ int fcvm_qemu_resume(struct vmm *v, const struct fcvm_until *until, struct fcvm_
 		await_finished(q, until);
 		k = fcvm_qmp_call(q->qmp, "cont", NULL, until, NULL, err);
 	}
+	q->saved = q->saved && k < 0;
 	return become(q, QEMU_RUNNING, k, err);
 }
 
@@ -283,6 +284,15 @@ int fcvm_qemu_save(struct vmm *v, const char *state_file, const char *memory_fil
 
 	if (k < 0)
 		return k;
+	/* QEMU lets nobody migrate twice what is paused: so it runs for a moment. */
+	if (q->saved) {
+		k = fcvm_qemu_resume(v, until, err);
+		if (k == 0)
+			k = fcvm_qemu_pause(v, until, err);
+		if (k < 0)
+			return k;
+	}
+	q->saved = true;
 	k = migrate(q, "migrate", "save its devices to", state_file, until, err);
 	if (k == 0 && !q->file_uri)
 		k = await_file(q, state_file, until, err);
