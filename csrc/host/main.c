@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* The program: finds the verb, shows help. What a verb does is in its own file. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fail.h"
 #include "fcvm.h"
@@ -218,11 +220,20 @@ static int dispatch(char **argv)
 	return verb ? run_verb(verb, argv + 1) : unknown_verb(first, NULL);
 }
 
+/* Else what is opened first becomes stdin, stdout or stderr. */
+static bool have_stdio(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+			return false;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	int r;
 
-	if (argc < 1)
+	if (argc < 1 || !have_stdio())
 		return EXIT_MISUSE;
 	progress_init();
 	r = dispatch(argv + 1);
