@@ -290,23 +290,24 @@ end)
 describe("the prompt", function()
     after_each(nothing_left)
 
-    it("plays the session of the README", function()
-        cli.play([[
-            within 60
-            expect fcvm>
-            send vm = assert(fcvm.vm { memory = "256M", name = "quiet-heron" }:start())\n
-            expect fcvm>
-            send vm\n
-            expect vm "quiet-heron" running,
-            send vm:exec { "ls", "/" }\n
-            expect { status = 0, stdout = "bin\\ndev\\n
-            expect fcvm>
-            send help(vm.snapshot)\n
-            expect snapshot
-            expect fcvm>
-            send \x04
-            status 0
-        ]], "repl")
+    it("plays the session of the README as it is printed there", function()
+        local session = cli.read(cli.source "README.md"):match "<!%-%- repl %-%->%s*```%w*\n(.-)```"
+        local steps = { "within 60" }
+        local function escaped(text) return (text:gsub("\\", "\\\\")) end
+        for line in session:gmatch "[^\n]+" do
+            local typed = line:match "^fcvm> (.*)"
+            if typed then
+                steps[#steps + 1] = "expect fcvm>\nsend " .. escaped(typed) .. "\\n"
+            else
+                -- "..." stands for anything
+                for part in (line .. "..."):gmatch "(.-)%.%.%." do
+                    if part:find "%S" then steps[#steps + 1] = "expect " .. escaped(part) end
+                end
+            end
+        end
+        assert.is_true(#steps > 6)
+        steps[#steps + 1] = "expect fcvm>\nsend \\x04\nstatus 0"
+        cli.play(table.concat(steps, "\n"), "repl")
     end)
     it("completes a VM's fields and methods", function()
         cli.play([[
