@@ -242,6 +242,17 @@ int fcvm_vm_snapshot(struct fcvm_vm *vm, const struct fcvm_snapshot_config *conf
 
 /* ---- opening ---- */
 
+static int choose_as_then(struct fcvm_snapshot *s, const char *name, struct fcvm_err *err)
+{
+	const struct fcvm_manifest *m = &s->manifest;
+	int r = runtime_choose(s->rt, m->driver, m->accel, &s->with, err);
+
+	if (r < 0)
+		fcvm_fail_prefix(err, "snapshot %s was taken with %s/%s, which cannot be had here", name, m->driver,
+			m->accel);
+	return r;
+}
+
 int fcvm_snapshot_open(struct fcvm_snapshot **ret, const char *name, struct fcvm_err *err)
 {
 	struct fcvm_snapshot *s;
@@ -257,7 +268,7 @@ int fcvm_snapshot_open(struct fcvm_snapshot **ret, const char *name, struct fcvm
 		r = fcvm_manifest_read(s->dir, name, &s->manifest, err);
 	}
 	if (r == 0)
-		r = runtime_choose(s->rt, s->manifest.driver, s->manifest.accel, &s->with, err);
+		r = choose_as_then(s, name, err);
 	if (r == 0)
 		r = manifest_fits_choice(&s->manifest, name, &s->with, err);
 	if (r < 0) {
