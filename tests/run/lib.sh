@@ -7,13 +7,13 @@ pass() { printf 'passed\t%s\n' "$1" >>"$RESULTS"; }
 fail() { printf 'failed\t%s\t%s\n' "$1" "${2:-}" >>"$RESULTS"; }
 skip() { printf 'skipped\t%s\t%s\n' "$1" "$2" >>"$RESULTS"; }
 
-# check NAME COMMAND...: passed if it exits with 0, skipped if with 77 (its last line says why).
+# check NAME COMMAND...: in a subshell; passed if it exits with 0, skipped if with 77 (its last line says why).
 check() {
 	local name=$1 out status
 	shift
 	out=$(mktemp)
 	echo "== $name"
-	"$@" >"$out" 2>&1
+	("$@") >"$out" 2>&1
 	status=$?
 	cat "$out"
 	case $status in
@@ -61,4 +61,5 @@ busted_in() {
 
 # The sanitizers stop at the first finding and say so on stderr.
 export ASAN_OPTIONS=abort_on_error=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
-export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+# A test that forks itself (two processes building one image) is a process with threads that forks, to TSan.
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:die_after_fork=0

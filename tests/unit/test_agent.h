@@ -384,7 +384,7 @@ static struct seen *ended(struct host *h, uint32_t id)
 
 static bool text_is(struct fcvm_buf *b, const char *text)
 {
-	bool same = b->size == strlen(text) && memcmp(b->data + b->start, text, b->size) == 0;
+	bool same = b->size == strlen(text) && (b->size == 0 || memcmp(b->data + b->start, text, b->size) == 0);
 
 	if (!same)
 		fprintf(stderr, "got \"%.*s\"\n", (int)b->size, b->data ? b->data + b->start : "");
