@@ -7,8 +7,9 @@
  * may hold the tail of the guest's console. Outputs (ret, ret_x) are untouched on failure.
  *
  * Threads: every function may be called from any thread. Calls on one VM that change its state (start, pause,
- * resume, snapshot, stop, free) exclude each other (-EBUSY for the second); programs may be run, files copied
- * and sockets connected by any number of threads at once. A snapshot may be cloned by several threads at once.
+ * resume, snapshot, stop) exclude each other (-EBUSY for the second); programs may be run, files copied and
+ * sockets connected by any number of threads at once. A snapshot may be cloned by several threads at once. An
+ * object is freed when no other call on it is under way.
  *
  * Blocking: where a timeout_ms is taken, at most that many milliseconds; FCVM_DEFAULT_TIMEOUT is what the
  * function's comment says, FCVM_NO_TIMEOUT is for ever. See fcvm_cancel_by() for ending calls early.
@@ -59,7 +60,8 @@ enum fcvm_log_level {
 	FCVM_LOG_PROGRESS = 2, /* long work goes on: "build image mini", "boot quiet-heron" */
 	FCVM_LOG_DEBUG = 3,
 };
-/* Where warnings and progress go; the default is nowhere. The sink is called from any thread. */
+/* Where warnings and progress go; the default is nowhere. The sink is called from any thread, one call at a time, and
+ * must not call fcvm. */
 FCVM_API void fcvm_set_log(void (*sink)(void *data, enum fcvm_log_level level, const char *text), void *data);
 
 /* ---- virtual machines ---- */
@@ -67,7 +69,7 @@ FCVM_API void fcvm_set_log(void (*sink)(void *data, enum fcvm_log_level level, c
 struct fcvm_vm_config {
 	const char *name;    /* unique among running VMs; NULL: made up, such as "quiet-heron" */
 	const char *image;   /* NULL: "mini" */
-	uint64_t memory;     /* bytes, whole MiB; default 256 MiB */
+	uint64_t memory;     /* bytes, whole MiB, at least 96; default 256 MiB */
 	unsigned vcpus;      /* default 1, at most 64 */
 	const char *driver;  /* NULL: chosen; "qemu" */
 	const char *accel;   /* NULL: kvm if it works here, else tcg; "kvm", "tcg" */
@@ -85,12 +87,12 @@ enum fcvm_vm_state {
 };
 
 struct fcvm_vm_info {
-	const char *id;   /* 8 hexadecimal digits */
-	const char *name;
-	const char *image;
+	char id[16];        /* 8 hexadecimal digits; "" before start */
+	char image[160];    /* name, once it has started with the image's key: "mini/0123456789abcdef" */
+	char dir[160];      /* its run folder; "" before start and after its end */
+	const char *name;   /* this and the next two live as long as the VM */
 	const char *driver; /* "" before start */
 	const char *accel;
-	const char *dir;  /* its run folder */
 	enum fcvm_vm_state state;
 	uint64_t memory;     /* bytes */
 	unsigned vcpus;
@@ -124,7 +126,7 @@ FCVM_API int fcvm_vm_kill(struct fcvm_vm *vm, struct fcvm_err *err);
 /* Waits until its VMM has ended. ret_status: 0 after an orderly end, else exit status or 0x100 + signal. Default:
  * for ever. */
 FCVM_API int fcvm_vm_wait(struct fcvm_vm *vm, int64_t timeout_ms, int *ret_status, struct fcvm_err *err);
-/* A snapshot of what is known; the strings live as long as the VM. */
+/* What is known at this moment. */
 FCVM_API void fcvm_vm_get_info(struct fcvm_vm *vm, struct fcvm_vm_info *ret);
 /* The last console output, at most size - 1 bytes, NUL-terminated; returns the bytes written. */
 FCVM_API size_t fcvm_vm_console(struct fcvm_vm *vm, char *to, size_t size);

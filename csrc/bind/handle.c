@@ -14,7 +14,7 @@
 /* Another process's VM is only let go of. */
 static void vm_hurry(void *object)
 {
-	struct fcvm_vm_info info = {.id = NULL};
+	struct fcvm_vm_info info = {.pid = 0};
 
 	fcvm_vm_get_info(object, &info);
 	if (!info.attached)

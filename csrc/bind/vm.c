@@ -255,7 +255,7 @@ static const char *state_name(enum fcvm_vm_state state)
 static int vm_info(lua_State *L)
 {
 	struct fcvm_handle *h = fcvm_handle_check(L, 1, &fcvm_handle_vm);
-	struct fcvm_vm_info info = {.id = NULL};
+	struct fcvm_vm_info info = {.pid = 0};
 
 	fcvm_vm_get_info(h->object, &info);
 	lua_createtable(L, 0, 16);

@@ -167,9 +167,7 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 	if (r == 0)
 		r = warm_up(vm, &s->manifest, until, err);
 	if (r == 0)
-		r = fcvm_node_freeze(vm->agent, until, err);
-	if (r == 0)
-		r = vm->with.driver->pause(vm->vmm, until, err);
+		r = vm_quiesce(vm, until, err);
 	if (r < 0) {
 		if (vm)
 			vm_explain(vm, r, "prepare clones", err);
@@ -177,6 +175,9 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 		return r;
 	}
 	s->template = vm;
+	pthread_mutex_lock(&s->lock);
+	s->several = true;
+	pthread_mutex_unlock(&s->lock);
 	return 0;
 }
 
@@ -187,7 +188,7 @@ static bool lives(struct fcvm_vm *vm)
 	return poll(&p, 1, 0) == 0;
 }
 
-/* template_lock is held, as in the next one. */
+/* It is the caller's turn, as in the next one. */
 static void drop_template(struct fcvm_snapshot *s)
 {
 	fcvm_vm_free(s->template);
@@ -201,20 +202,19 @@ static int want_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 	return s->template ? 0 : make_template(s, until, err);
 }
 
+/* The template's copy as vm's VMM. Anything but a lost deadline or a cancellation can be made up for by restoring. */
 static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const struct fcvm_until *until,
 	struct fcvm_err *err)
 {
 	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", s->dir);
-	struct vmm_machine m;
+	struct vmm_machine m = vm_machine(vm);
 	struct vmm *vmm;
-	int r = memory ? fcvm_lease_new(runtime_store(vm->rt), &vm->lease, err)
+	int r = memory ? turns_take(s->template_turn, until, "the snapshot's template", err)
 		       : fcvm_fail_errno(err, -ENOMEM, "%s: clone", vm->name);
 
 	if (r < 0)
 		return r;
-	m = vm_machine(vm);
 	m.memory_file = memory;
-	pthread_mutex_lock(&s->template_lock);
 	r = want_template(s, until, err);
 	if (r == 0) {
 		/* Milliseconds, which a caller's cancellation must not cut short: the template is everybody's. */
@@ -226,14 +226,38 @@ static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 			drop_template(s); /* the next one makes another */
 		}
 	}
-	pthread_mutex_unlock(&s->template_lock);
+	turns_give(s->template_turn);
+	if (r == 0)
+		vm_adopt(vm, vmm);
+	return r;
+}
+
+static int clone_by_copy(struct fcvm_snapshot *s, struct fcvm_vm *vm, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	struct fcvm_err why = FCVM_ERR_INIT;
+	uint64_t generation = s->manifest.generation + 1;
+	int r = fcvm_lease_new(runtime_store(vm->rt), &vm->lease, err);
+
 	if (r < 0)
 		return r;
-	vm_adopt(vm, vmm);
+	r = copy_template(s, vm, until, &why);
+	if (r < 0 && (r == -ECANCELED || fcvm_until_left_ms(until) == 0)) {
+		if (err)
+			*err = why;
+		return r;
+	}
+	if (r < 0) {
+		fcvm_say(FCVM_SAY_WARNING, "%s: it is restored, since the template could not be copied: %s", vm->name,
+			why.message);
+		fcvm_lease_done(runtime_store(vm->rt), &vm->lease);
+		vm->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+		return vm_restore(vm, s->dir, &s->manifest, NULL, until, err);
+	}
 	r = vm->with.driver->resume(vm->vmm, until, err);
 	if (r == 0)
-		r = vm_connect_agent(vm, s->manifest.generation + 1, until, err);
-	return r < 0 ? r : vm_identify(vm, s->manifest.generation + 1, until, err);
+		r = vm_connect_agent(vm, generation, until, err);
+	return r < 0 ? r : vm_identify(vm, generation, until, err);
 }
 
 /* ---- waiting VMMs ---- */
@@ -310,9 +334,11 @@ int fcvm_snapshot_prepare(struct fcvm_snapshot *s, unsigned count, int64_t timeo
 	int r = 0;
 
 	if (count > 0 && can_copy(s)) {
-		pthread_mutex_lock(&s->template_lock);
+		r = turns_take(s->template_turn, &until, "the snapshot's template", err);
+		if (r < 0)
+			return r;
 		r = want_template(s, &until, err);
-		pthread_mutex_unlock(&s->template_lock);
+		turns_give(s->template_turn);
 		return r;
 	}
 	while (r == 0 && n < count) {
@@ -356,16 +382,17 @@ static struct waiting *take_waiting(struct fcvm_snapshot *s)
 
 /* ---- the call ---- */
 
+/* The first clone of a snapshot without a template is restored: it may be the only one. */
 static bool by_copy(struct fcvm_snapshot *s)
 {
 	bool first;
 
 	if (!can_copy(s))
 		return false;
-	pthread_mutex_lock(&s->template_lock);
-	first = !s->template && !s->cloned;
-	s->cloned = true;
-	pthread_mutex_unlock(&s->template_lock);
+	pthread_mutex_lock(&s->lock);
+	first = !s->several;
+	s->several = true;
+	pthread_mutex_unlock(&s->lock);
 	return !first;
 }
 
@@ -377,6 +404,8 @@ int fcvm_snapshot_clone(struct fcvm_snapshot *s, const char *name, int64_t timeo
 	struct fcvm_vm *vm = NULL;
 	int r = name ? check_name("name", name, err) : 0;
 
+	if (r == 0 && name)
+		r = vm_check_name_free(s->rt, name, err);
 	if (r < 0)
 		return r;
 	r = make_clone(s, name, &vm, &why);
@@ -384,12 +413,14 @@ int fcvm_snapshot_clone(struct fcvm_snapshot *s, const char *name, int64_t timeo
 		r = runtime_turn_take(s->rt, &until, &why);
 	if (r == 0) {
 		vm->started_ns = fcvm_now_ns();
-		r = by_copy(s) ? copy_template(s, vm, &until, &why)
+		r = by_copy(s) ? clone_by_copy(s, vm, &until, &why)
 			       : vm_restore(vm, s->dir, &s->manifest, take_waiting(s), &until, &why);
 		r = vm_explain(vm, r, "clone", &why);
 		runtime_turn_give(s->rt);
 	}
 	if (r < 0) {
+		if (vm && r == -ETIMEDOUT)
+			vm_add_tail(vm, &why);
 		if (err)
 			*err = why;
 		fcvm_vm_free(vm);

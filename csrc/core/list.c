@@ -167,7 +167,8 @@ static int fill_attached(struct fcvm_vm *vm, const struct fcvm_json *json, const
 	int fd;
 
 	vm->attached = true;
-	vm->state = FCVM_VM_RUNNING;
+	/* As its owner has said last; paused later on, it does not answer until it is resumed. */
+	vm->state = strcmp(fcvm_json_string(json, "state", ""), "paused") == 0 ? FCVM_VM_PAUSED : FCVM_VM_RUNNING;
 	vm->attached_id = strdup(fcvm_json_string(json, "id", ""));
 	vm->attached_dir = strdup(dir);
 	vm->generation = fcvm_json_int(json, "generation", 0);

@@ -27,7 +27,7 @@ struct runtime {
 	struct fcvm_store *store;
 	pthread_mutex_t probe_lock; /* held while probing, so that nothing is probed twice */
 	struct probed (*probed)[ACCELS]; /* by driver; probe_lock */
-	int turns; /* a semaphore's eventfd: it can be waited for with a deadline and a cancel fd */
+	int turns; /* of restoring */
 };
 
 static pthread_mutex_t the_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -108,9 +108,9 @@ static int runtime_new(struct runtime **ret, struct fcvm_err *err)
 		return fcvm_fail_errno(err, -ENOMEM, "start fcvm");
 	rt->refs = 1;
 	pthread_mutex_init(&rt->probe_lock, NULL);
-	rt->turns = eventfd(cpus > 0 ? cpus : 1, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+	rt->turns = turns_new(cpus > 0 ? cpus : 1);
 	rt->probed = calloc(ndrivers(), sizeof *rt->probed);
-	r = rt->turns < 0 ? -errno : rt->probed ? 0 : -ENOMEM;
+	r = rt->turns < 0 ? rt->turns : rt->probed ? 0 : -ENOMEM;
 	if (r < 0)
 		fcvm_fail_errno(err, r, "start fcvm");
 	if (r == 0)
@@ -221,21 +221,38 @@ int runtime_choose(struct runtime *rt, const char *driver, const char *accel, st
 
 /* ---- turns ---- */
 
-int runtime_turn_take(struct runtime *rt, const struct fcvm_until *until, struct fcvm_err *err)
+int turns_new(unsigned n)
 {
-	struct pollfd p = {.fd = rt->turns, .events = POLLIN};
+	int fd = eventfd(n, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int turns_take(int turns, const struct fcvm_until *until, const char *what, struct fcvm_err *err)
+{
+	struct pollfd p = {.fd = turns, .events = POLLIN};
 	uint64_t one;
 
-	while (read(rt->turns, &one, sizeof one) < 0) {
+	while (read(turns, &one, sizeof one) < 0) {
 		int r = fcvm_until_poll(until, &p, 1);
 
 		if (r < 0)
-			return fcvm_fail_errno(err, r, "waiting for other restores to be done");
+			return fcvm_fail_errno(err, r, "waiting for %s", what);
 	}
 	return 0;
 }
 
+void turns_give(int turns)
+{
+	eventfd_write(turns, 1);
+}
+
+int runtime_turn_take(struct runtime *rt, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	return turns_take(rt->turns, until, "other restores to be done", err);
+}
+
 void runtime_turn_give(struct runtime *rt)
 {
-	eventfd_write(rt->turns, 1);
+	turns_give(rt->turns);
 }

@@ -32,6 +32,11 @@ int runtime_choose(struct runtime *rt, const char *driver, const char *accel, st
 int runtime_turn_take(struct runtime *rt, const struct fcvm_until *until, struct fcvm_err *err);
 void runtime_turn_give(struct runtime *rt);
 
+/* Turns in general: a lock (n = 1) or semaphore that can be waited for with a deadline and a cancel fd. */
+int turns_new(unsigned n); /* a descriptor, to be closed; -errno */
+int turns_take(int turns, const struct fcvm_until *until, const char *what, struct fcvm_err *err);
+void turns_give(int turns);
+
 /* The calling thread's deadline: timeout_ms as the public calls take it, and the thread's cancel fd. */
 struct fcvm_until call_until(int64_t timeout_ms, int64_t otherwise_ms);
 

@@ -9,31 +9,9 @@
 #include "base/fail.h"
 #include "base/fd.h"
 
-enum { DEFAULT_SNAPSHOT_MS = 60000, GO_ON_MS = 10000 };
+enum { DEFAULT_SNAPSHOT_MS = 60000 };
 
 /* ---- saving a VM into a folder ---- */
-
-/* From here on nothing is in flight on the link, so that the snapshot holds it at a frame's boundary. */
-static int quiesce(struct fcvm_vm *vm, bool running, const struct fcvm_until *until, struct fcvm_err *err)
-{
-	int r = running ? fcvm_node_freeze(vm->agent, until, err) : 0;
-
-	if (r == 0 && running) {
-		r = vm->with.driver->pause(vm->vmm, until, err);
-		if (r < 0)
-			fcvm_node_thaw(vm->agent, until, NULL);
-	}
-	return r;
-}
-
-/* Whatever ended the snapshot, its deadline and the caller's wish among it, is no reason to leave the VM paused. */
-static int go_on(struct fcvm_vm *vm, struct fcvm_err *err)
-{
-	struct fcvm_until until = fcvm_until_ms(GO_ON_MS, -1);
-	int r = vm->with.driver->resume(vm->vmm, &until, err);
-
-	return r < 0 ? r : fcvm_node_thaw(vm->agent, &until, err);
-}
 
 /* A failure to write into dir gets a message that helps where the disk is full. */
 static int full(const struct fcvm_vm *vm, const char *dir, int r, struct fcvm_err *err)
@@ -58,15 +36,15 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 	if (!memory || !state)
 		return fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
 	r = vm->with.driver->prepare_save(vm->vmm, memory, until, err);
-	if (r == 0)
-		r = quiesce(vm, running, until, err);
+	if (r == 0 && running)
+		r = vm_quiesce(vm, until, err);
 	if (r < 0)
 		return full(vm, dir, r, err);
 	from = fcvm_now_ns();
 	r = vm->with.driver->save(vm->vmm, state, memory, until, err);
 	/* A source that goes on does so before the manifest is written: that needs nothing of it. */
 	if (running && (r < 0 || !stop)) {
-		r2 = go_on(vm, r < 0 ? NULL : err);
+		r2 = vm_go_on(vm, r < 0 ? NULL : err);
 		resumed = fcvm_now_ns();
 	}
 	if (r < 0)
@@ -74,7 +52,7 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 	if (r2 == 0) {
 		r = fcvm_manifest_write(dir, &m, false, err);
 		if (r < 0 && running && stop)
-			go_on(vm, NULL);
+			vm_go_on(vm, NULL);
 	}
 	if (ret_pause_ms)
 		*ret_pause_ms = (fcvm_now_ns() - from) / 1e6;
@@ -108,11 +86,11 @@ static int snapshot_new(struct fcvm_snapshot **ret, const char *name, struct fcv
 
 	if (s) {
 		pthread_mutex_init(&s->lock, NULL);
-		pthread_mutex_init(&s->template_lock, NULL);
 		s->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
 		s->hold = -1;
 		s->name = strdup(name ? name : "");
-		r = s->name ? runtime_get(&s->rt, err) : -ENOMEM;
+		s->template_turn = turns_new(1);
+		r = s->name && s->template_turn >= 0 ? runtime_get(&s->rt, err) : -ENOMEM;
 	}
 	if (r < 0) {
 		fcvm_snapshot_free(s);
@@ -135,7 +113,7 @@ void fcvm_snapshot_free(struct fcvm_snapshot *s)
 	free(s->name);
 	free(s->dir);
 	pthread_mutex_destroy(&s->lock);
-	pthread_mutex_destroy(&s->template_lock);
+	fcvm_close(s->template_turn);
 	runtime_put(s->rt);
 	free(s);
 }
@@ -208,7 +186,7 @@ static int take(struct fcvm_vm *vm, struct fcvm_snapshot *s, bool stop, const st
 		return r;
 	r = take_in(vm, s, err);
 	if (r < 0 && stop && vm->state != FCVM_VM_PAUSED)
-		go_on(vm, NULL);
+		vm_go_on(vm, NULL);
 	return r;
 }
 
@@ -265,8 +243,11 @@ int fcvm_snapshot_open(struct fcvm_snapshot **ret, const char *name, struct fcvm
 	r = fcvm_snapshot_find(runtime_store(s->rt), "snapshots", name, &s->dir, err);
 	if (r == 0) {
 		s->hold = fcvm_snapshot_hold(s->dir);
-		r = fcvm_manifest_read(s->dir, name, &s->manifest, err);
+		if (s->hold < 0)
+			r = fcvm_fail_errno(err, s->hold, "snapshot %s: it is being removed", name);
 	}
+	if (r == 0)
+		r = fcvm_manifest_read(s->dir, name, &s->manifest, err);
 	if (r == 0)
 		r = choose_as_then(s, name, err);
 	if (r == 0)

@@ -19,9 +19,9 @@ struct fcvm_snapshot {
 	struct waiting *waiting;
 	unsigned nwaiting;
 	unsigned counter; /* for the clones' names */
-	pthread_mutex_t template_lock; /* held while it is made or copied; taken before `lock` */
-	bool cloned;              /* once already: the next one wants the template; template_lock */
-	struct fcvm_vm *template; /* where the driver can copy a VMM: restored, warmed up, paused; template_lock */
+	int template_turn; /* who has it may make, copy and drop the template; taken before `lock` */
+	bool several;     /* another clone is likely: it wants the template; lock */
+	struct fcvm_vm *template; /* where the driver can copy a VMM: restored, warmed up, paused; template_turn */
 };
 
 /* clone.c: ends the waiting VMMs and the template; nobody else uses s. */

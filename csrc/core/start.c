@@ -142,6 +142,9 @@ void vm_adopt(struct fcvm_vm *vm, struct vmm *vmm)
 	pthread_mutex_lock(&vm->lock);
 	vm->vmm = vmm;
 	vm->pid = vm->with.driver->pid(vmm);
+	vm->collected = false;
+	if (vm->killed)
+		vm->with.driver->kill(vmm);
 	pthread_mutex_unlock(&vm->lock);
 }
 
@@ -204,6 +207,12 @@ static void warm_key(const struct fcvm_vm *vm, const struct fcvm_image *image, c
 		p->version, p->accel, p->machine, host_cpu(vm->with.probe), FCVM_VERSION, NULL);
 }
 
+/* A failure that is the snapshot's: it is damaged, or the VMM, having begun to read it, says no or dies. */
+static bool is_no_good(int r)
+{
+	return r == -EINVAL || r == -EIO || r == -EBADMSG || r == -ECONNRESET || r == -EPIPE || r == -EPROTO;
+}
+
 /* 0: started; -ENOENT: there is none that can be used; else the failure of a start that was tried. */
 static int start_warm(struct fcvm_vm *vm, const char *key, const struct fcvm_until *until, struct fcvm_err *err)
 {
@@ -214,16 +223,17 @@ static int start_warm(struct fcvm_vm *vm, const char *key, const struct fcvm_unt
 	struct fcvm_manifest m = {0};
 	int r = fcvm_snapshot_find(store, "warm", key, &dir, NULL);
 
-	if (r < 0)
+	if (r == 0)
+		hold = fcvm_snapshot_hold(dir);
+	if (r < 0 || hold < 0)
 		return -ENOENT;
-	hold = fcvm_snapshot_hold(dir);
 	r = fcvm_manifest_read(dir, key, &m, &why);
 	if (r == 0)
 		r = manifest_fits_choice(&m, key, &vm->with, &why);
 	if (r == 0)
 		r = vm_restore(vm, dir, &m, NULL, until, &why);
 	fcvm_manifest_done(&m);
-	if (r == 0 || r == -ECANCELED) {
+	if (r == 0 || vm->killed || !is_no_good(r)) {
 		if (err && r < 0)
 			*err = why;
 		return r;
@@ -242,14 +252,19 @@ static int same_name(void *data, const char *id, const char *path, bool alive, c
 	return alive && json && strcmp(fcvm_json_string(json, "name", ""), data) == 0 ? -EEXIST : 0;
 }
 
+int vm_check_name_free(struct runtime *rt, const char *name, struct fcvm_err *err)
+{
+	int r = fcvm_lease_each(runtime_store(rt), same_name, (void *)name, err);
+
+	return r == -EEXIST ? fcvm_fail(err, r, "%s: a VM of this name is running; see 'fcvm ls'", name) : r;
+}
+
 static int start(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct fcvm_image image = {0};
 	char key[17];
-	int r = fcvm_lease_each(runtime_store(vm->rt), same_name, vm->name, err);
+	int r = vm_check_name_free(vm->rt, vm->name, err);
 
-	if (r == -EEXIST)
-		return fcvm_fail(err, r, "%s: a VM of this name is running; see 'fcvm ls'", vm->name);
 	if (r == 0)
 		r = runtime_choose(vm->rt, vm->driver_wanted, vm->accel_wanted, &vm->with, err);
 	if (r == 0)
@@ -277,13 +292,13 @@ int fcvm_vm_start(struct fcvm_vm *vm, int64_t timeout_ms, struct fcvm_err *err)
 {
 	struct fcvm_until until = call_until(timeout_ms, DEFAULT_START_MS);
 	struct fcvm_err why = FCVM_ERR_INIT;
-	char tail[2048];
 	int r = vm_begin(vm, 1u << FCVM_VM_NEW, "start", err);
 
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&vm->lock);
 	vm->state = FCVM_VM_STARTING;
+	vm->killed = false;
 	vm->started_ns = fcvm_now_ns();
 	pthread_mutex_unlock(&vm->lock);
 	r = vm_explain(vm, start(vm, &until, &why), "start", &why);
@@ -292,8 +307,7 @@ int fcvm_vm_start(struct fcvm_vm *vm, int64_t timeout_ms, struct fcvm_err *err)
 		vm_finish(vm, FCVM_VM_RUNNING);
 		return 0;
 	}
-	if (!why.detail[0] && fcvm_vm_console(vm, tail, sizeof tail) > 0)
-		fcvm_fail_detail(&why, tail, strlen(tail));
+	vm_add_tail(vm, &why);
 	vm_tear_down(vm);
 	vm->pid = 0;
 	vm->started_ns = 0;

@@ -12,7 +12,10 @@
 #include "base/fail.h"
 #include "base/fd.h"
 
-enum { DEFAULT_STOP_MS = 10000, DEFAULT_PING_MS = 5000, QMP_MS = 10000 };
+enum { DEFAULT_STOP_MS = 10000, DEFAULT_PING_MS = 5000, QMP_MS = 10000, FREEZE_MS = 2000, END_MS = 5000 };
+
+/* With less a kernel of today's does not get as far as its init. */
+#define MEMORY_MIN (96 * FCVM_MIB)
 
 static const char *const state_names[] = {"new", "starting", "running", "paused", "ended"};
 
@@ -82,9 +85,9 @@ int fcvm_vm_new(struct fcvm_vm **ret, const struct fcvm_vm_config *config, struc
 	uint64_t memory = config->memory ? config->memory : 256 * FCVM_MIB;
 	int r = 0;
 
-	if (memory % FCVM_MIB != 0 || memory < 64 * FCVM_MIB || memory > 1024 * FCVM_GIB)
+	if (memory % FCVM_MIB != 0 || memory < MEMORY_MIN || memory > 1024 * FCVM_GIB)
 		return fcvm_fail(err, -EINVAL,
-			"memory of %llu bytes: want whole MiB, from 64 MiB to 1024 GiB",
+			"memory of %llu bytes: want whole MiB, from 96 MiB to 1024 GiB",
 			(unsigned long long)memory);
 	if (config->vcpus > 64)
 		return fcvm_fail(err, -EINVAL, "%u vCPUs: want 1 to 64", config->vcpus);
@@ -202,30 +205,73 @@ int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err
 	return r;
 }
 
+void vm_add_tail(struct fcvm_vm *vm, struct fcvm_err *err)
+{
+	char tail[2048];
+
+	if (err && !err->detail[0] && fcvm_vm_console(vm, tail, sizeof tail) > 0)
+		fcvm_fail_detail(err, tail, strlen(tail));
+}
+
+/* The lock is held: takes note of how the VMM ended, if it has. */
+static void collect(struct fcvm_vm *vm)
+{
+	struct fcvm_until now = fcvm_until_ms(0, -1);
+	struct fcvm_exit how = {0};
+
+	if (!vm->vmm || vm->with.driver->wait_exit(vm->vmm, &now, &how, NULL) < 0)
+		return;
+	vm->exit = how;
+	vm->collected = true;
+}
+
 void vm_tear_down(struct fcvm_vm *vm)
 {
-	struct fcvm_until soon = fcvm_until_ms(5000, -1);
-	struct fcvm_exit how = {0};
 	struct fcvm_node *agent;
 	struct fcvm_lease lease;
 	struct vmm *vmm;
 
 	pthread_mutex_lock(&vm->lock);
 	agent = fcvm_steal_ptr(vm->agent);
+	if (vm->vmm)
+		vm->with.driver->kill(vm->vmm);
+	pthread_mutex_unlock(&vm->lock);
+	fcvm_node_unref(agent);
+	/* Who waits for its end, waits with us: the VMM is there until its end is known. */
+	ends_within(vm, END_MS);
+	pthread_mutex_lock(&vm->lock);
+	collect(vm);
 	vmm = fcvm_steal_ptr(vm->vmm);
 	lease = vm->lease;
 	vm->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
 	memcpy(vm->lease.id, lease.id, sizeof lease.id);
 	pthread_mutex_unlock(&vm->lock);
 	if (vmm)
-		vm->with.driver->kill(vmm);
-	fcvm_node_unref(agent);
-	if (vmm) {
-		if (vm->with.driver->wait_exit(vmm, &soon, &how, NULL) == 0)
-			vm->exit = how;
 		vm->with.driver->free(vmm);
-	}
 	fcvm_lease_done(runtime_store(vm->rt), &lease);
+}
+
+/* ---- stopped for a while ---- */
+
+int vm_quiesce(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = fcvm_node_freeze(vm->agent, until, err);
+
+	if (r < 0)
+		return r;
+	r = vm->with.driver->pause(vm->vmm, until, err);
+	if (r < 0)
+		vm_go_on(vm, NULL);
+	return r;
+}
+
+int vm_go_on(struct fcvm_vm *vm, struct fcvm_err *err)
+{
+	struct fcvm_until until = fcvm_until_ms(QMP_MS, -1);
+	int r = vm->with.driver->resume(vm->vmm, &until, err);
+	int r2 = fcvm_node_thaw(vm->agent, &until, r < 0 ? NULL : err);
+
+	return r < 0 ? r : r2;
 }
 
 /* ---- the calls ---- */
@@ -243,15 +289,20 @@ void fcvm_vm_free(struct fcvm_vm *vm)
 
 int fcvm_vm_pause(struct fcvm_vm *vm, struct fcvm_err *err)
 {
-	struct fcvm_until until = call_until(QMP_MS, QMP_MS);
+	struct fcvm_until until = call_until(QMP_MS, QMP_MS), soon = fcvm_until_sooner(&until, FREEZE_MS);
 	int r = vm_begin(vm, 1u << FCVM_VM_RUNNING, "pause", err);
 
 	if (r < 0)
 		return r;
-	r = vm_explain(vm, vm->with.driver->pause(vm->vmm, &until, err), "pause", err);
-	vm_finish(vm, r < 0 ? FCVM_VM_RUNNING : FCVM_VM_PAUSED);
-	if (r == 0)
+	/* An agent that does not answer is no reason not to pause. */
+	vm->frozen = fcvm_node_freeze(vm->agent, &soon, NULL) == 0;
+	r = vm->with.driver->pause(vm->vmm, &until, err);
+	if (r < 0 && vm->frozen)
+		vm_go_on(vm, NULL);
+	else if (r == 0)
 		vm_publish(vm, "paused", NULL);
+	r = vm_explain(vm, r, "pause", err);
+	vm_finish(vm, r < 0 ? FCVM_VM_RUNNING : FCVM_VM_PAUSED);
 	return r;
 }
 
@@ -262,10 +313,11 @@ int fcvm_vm_resume(struct fcvm_vm *vm, struct fcvm_err *err)
 
 	if (r < 0)
 		return r;
-	r = vm_explain(vm, vm->with.driver->resume(vm->vmm, &until, err), "resume", err);
-	vm_finish(vm, r < 0 ? FCVM_VM_PAUSED : FCVM_VM_RUNNING);
+	r = vm->frozen ? vm_go_on(vm, err) : vm->with.driver->resume(vm->vmm, &until, err);
 	if (r == 0)
 		vm_publish(vm, "running", NULL);
+	r = vm_explain(vm, r, "resume", err);
+	vm_finish(vm, r < 0 ? FCVM_VM_PAUSED : FCVM_VM_RUNNING);
 	return r;
 }
 
@@ -275,7 +327,7 @@ static void power_off(struct fcvm_vm *vm, const struct fcvm_until *until)
 	_cleanup_close_ int fd = end_fd(vm);
 	struct pollfd p = {.fd = fd, .events = POLLIN};
 
-	if (vm->state == FCVM_VM_PAUSED && vm->with.driver->resume(vm->vmm, until, NULL) < 0)
+	if (vm->state == FCVM_VM_PAUSED && vm_go_on(vm, NULL) < 0)
 		return;
 	if (vm->agent && fcvm_node_power(vm->agent, false, until, NULL) == 0)
 		fcvm_until_poll(until, &p, 1);
@@ -306,6 +358,7 @@ int fcvm_vm_kill(struct fcvm_vm *vm, struct fcvm_err *err)
 	if (vm->attached)
 		return fcvm_kill_vm(vm->attached_id, err);
 	pthread_mutex_lock(&vm->lock);
+	vm->killed = vm->state == FCVM_VM_STARTING;
 	if (vm->vmm)
 		vm->with.driver->kill(vm->vmm);
 	pthread_mutex_unlock(&vm->lock);
@@ -314,36 +367,42 @@ int fcvm_vm_kill(struct fcvm_vm *vm, struct fcvm_err *err)
 
 int fcvm_vm_wait(struct fcvm_vm *vm, int64_t timeout_ms, int *ret_status, struct fcvm_err *err)
 {
-	struct fcvm_until until = call_until(timeout_ms, FCVM_NO_TIMEOUT), now = fcvm_until_ms(0, -1);
+	struct fcvm_until until = call_until(timeout_ms, FCVM_NO_TIMEOUT);
 	_cleanup_close_ int fd = end_fd(vm);
 	struct pollfd p = {.fd = fd, .events = POLLIN};
-	int r;
+	int r = 0;
 
-	if (fd < 0 && vm->state != FCVM_VM_ENDED)
-		return fcvm_fail(err, -EINVAL, "%s: wait: it is %s", vm->name, state_names[vm->state]);
+	if (vm->attached)
+		return fcvm_fail(err, -EPERM, "%s: wait: it belongs to another process", vm->name);
 	if (fd >= 0) {
 		r = fcvm_until_poll(&until, &p, 1);
 		if (r < 0)
 			return fcvm_fail_errno(err, r, "%s: waiting for its end", vm->name);
 	}
 	pthread_mutex_lock(&vm->lock);
-	if (vm->vmm && vm->with.driver->wait_exit(vm->vmm, &now, &vm->exit, NULL) == 0 && !vm->busy)
+	collect(vm);
+	if (!vm->collected)
+		r = fcvm_fail(err, -EINVAL, "%s: wait: it is %s", vm->name, state_names[vm->state]);
+	else if (!vm->busy)
 		vm->state = FCVM_VM_ENDED;
-	*ret_status = vm->exit.signal ? 0x100 + vm->exit.signal : vm->exit.code;
+	if (r >= 0)
+		*ret_status = vm->exit.signal ? 0x100 + vm->exit.signal : vm->exit.code;
 	pthread_mutex_unlock(&vm->lock);
-	return 0;
+	return r < 0 ? r : 0;
+}
+
+static const char *accel_of(const struct fcvm_vm *vm)
+{
+	return vm->with.probe ? vm->with.probe->accel : vm->accel_wanted ? vm->accel_wanted : "";
 }
 
 void fcvm_vm_get_info(struct fcvm_vm *vm, struct fcvm_vm_info *ret)
 {
 	pthread_mutex_lock(&vm->lock);
 	*ret = (struct fcvm_vm_info){
-		.id = vm->attached ? vm->attached_id : vm->lease.id,
 		.name = vm->name,
-		.image = *vm->image ? vm->image : vm->image_name,
 		.driver = vm->with.driver ? vm->with.driver->name : "",
-		.accel = vm->with.probe ? vm->with.probe->accel : vm->accel_wanted ? vm->accel_wanted : "",
-		.dir = vm->attached ? vm->attached_dir : vm->lease.path,
+		.accel = accel_of(vm),
 		.state = vm->state,
 		.memory = vm->memory,
 		.vcpus = vm->vcpus,
@@ -355,6 +414,9 @@ void fcvm_vm_get_info(struct fcvm_vm *vm, struct fcvm_vm_info *ret)
 		.warm = vm->warm,
 		.attached = vm->attached,
 	};
+	snprintf(ret->id, sizeof ret->id, "%s", vm->attached ? vm->attached_id : vm->lease.id);
+	snprintf(ret->dir, sizeof ret->dir, "%s", vm->attached ? vm->attached_dir : vm->lease.path ? vm->lease.path : "");
+	snprintf(ret->image, sizeof ret->image, "%s", *vm->image ? vm->image : vm->image_name);
 	pthread_mutex_unlock(&vm->lock);
 	if (!vm->attached && (ret->state == FCVM_VM_RUNNING || ret->state == FCVM_VM_PAUSED) &&
 		ends_within(vm, 0))

@@ -32,6 +32,8 @@ struct fcvm_vm {
 	/* lock: */
 	pthread_mutex_t lock;
 	bool busy;
+	bool killed;             /* fcvm_vm_kill came while it was starting */
+	bool frozen;             /* its agent, by fcvm_vm_pause */
 	enum fcvm_vm_state state;
 	struct fcvm_node *agent; /* NULL: none */
 	struct vmm *vmm;         /* written by the busy one, under the lock */
@@ -45,7 +47,8 @@ struct fcvm_vm {
 	int64_t ready_ns;        /* when start or clone was done */
 	bool warm;
 	int pid;
-	struct fcvm_exit exit;   /* of the VMM, once it has ended */
+	bool collected;          /* `exit` is of the VMM, which has ended */
+	struct fcvm_exit exit;
 };
 
 /* Takes the VM for a change of state. want: bit mask of 1 << state; what: "pause", for messages. */
@@ -53,8 +56,8 @@ int vm_begin(struct fcvm_vm *vm, unsigned want, const char *what, struct fcvm_er
 void vm_finish(struct fcvm_vm *vm, enum fcvm_vm_state state);
 /* The agent's node, referenced; -EINVAL if the VM does not run. */
 int vm_agent(struct fcvm_vm *vm, const char *what, struct fcvm_node **ret, struct fcvm_err *err);
-/* After a failure with code r: if the VMM has ended (or does within half a second of a lost link), says how, with the console's
- * tail; a deadline gets the tail, too. Returns r. */
+/* After a failure with code r: if the VMM has ended (or does within half a second of a lost link), says how, with the
+ * console's tail. Returns r. */
 int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err);
 struct fcvm_vm *vm_ref(struct fcvm_vm *vm);
 void vm_unref(struct fcvm_vm *vm);
@@ -75,6 +78,14 @@ int vm_give_identity(struct fcvm_vm *vm, uint64_t generation, const char *hostna
 int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until, struct fcvm_err *err);
 int vm_publish(struct fcvm_vm *vm, const char *state, struct fcvm_err *err); /* writes vm.json */
 
+/* Console's tail into an error that has no detail yet. */
+void vm_add_tail(struct fcvm_vm *vm, struct fcvm_err *err);
+/* Stops the guest with nothing in flight on its agent's link, so that a snapshot holds that at a frame's boundary; and
+ * has it go on, whatever ended the caller's patience. The caller is the busy one. */
+int vm_quiesce(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err);
+int vm_go_on(struct fcvm_vm *vm, struct fcvm_err *err);
+/* Whether a running VM has this name already: -EEXIST. */
+int vm_check_name_free(struct runtime *rt, const char *name, struct fcvm_err *err);
 /* The driver's new VMM is the VM's from now on. */
 void vm_adopt(struct fcvm_vm *vm, struct vmm *vmm);
 int vm_set_image(struct fcvm_vm *vm, const struct fcvm_image *image, struct fcvm_err *err);
