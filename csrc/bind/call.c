@@ -288,15 +288,17 @@ static int is_call(lua_State *L)
 	return 1;
 }
 
-/* cancel(call): its task is going to raise fcvm.cancelled as soon as the call has ended. */
+/* cancel(call): its task is going to raise fcvm.cancelled as soon as the call has ended. False: not out of this one,
+ * which must finish, and so must what its caller does after it. */
 static int cancel(lua_State *L)
 {
 	struct fcvm_call *call = luaL_checkudata(L, 1, meta_call);
 
-	call->cancelled = true;
+	call->cancelled = !call->type->must_finish;
 	if (call->bind)
 		fcvm_jobs_cancel(&call->bind->jobs, &call->job);
-	return 0;
+	lua_pushboolean(L, call->cancelled);
+	return 1;
 }
 
 /* take(): a call that is done, or nil. Allocates nothing, so that none is lost. */

@@ -85,10 +85,7 @@ local function switched(t, resumed, ...)
         t.state, t.call = "calling", value
         calling[value] = t
         ncalling = ncalling + 1
-        if t.cancel_soon then
-            t.cancel_soon = nil
-            core.cancel(value)
-        end
+        if t.cancel_soon and core.cancel(value) then t.cancel_soon = nil end
     elseif value == PARK then
         t.state = "parked"
         if t.cancel_soon then enqueue(t) end
@@ -248,16 +245,15 @@ function Task:await()
 end
 
 --- Cancels the task: the call that it waits in ends, and raises `fcvm.cancelled` there, so that its `<close>`
--- variables are closed. Does not wait for that. A task that has ended is left alone.
+-- variables are closed. Does not wait for that. Closing a handle is not cancelled: the call after it is. A task that
+-- has ended is left alone.
 function Task:cancel()
     task_of(self, "cancel")
     if self.state == "done" then return end
     self.cancelling = true
-    if self.call then
-        core.cancel(self.call)
-    elseif not self.begun then
+    if not self.begun then
         finish(self, false, core.cancelled)
-    else
+    elseif not (self.call and core.cancel(self.call)) then
         -- raised where it is parked, or at its next wait
         self.cancel_soon = true
         if self.state == "parked" then enqueue(self) end

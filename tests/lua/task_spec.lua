@@ -266,6 +266,24 @@ describe("cancelling", function()
         assert.equal("alive", t:await())
     end)
 
+    it("does not keep it from closing what it has begun to close", function()
+        local a, b = pair()
+        local seen = {}
+        local t = fcvm.spawn(function()
+            a:close()
+            seen[#seen + 1] = "one"
+            b:close()
+            seen[#seen + 1] = "both"
+            fcvm.sleep(60)
+            seen[#seen + 1] = "slept"
+        end)
+        t:cancel()
+        local ok, err = pcall(t.await, t)
+        assert.is_false(ok)
+        assert.is_true(rawequal(err, fcvm.cancelled))
+        assert.same({ "one", "both" }, seen)
+    end)
+
     it("of oneself takes effect at the next wait", function()
         local t
         local reached = false
