@@ -186,7 +186,7 @@ unset logscale y
 unset xtics
 unset ytics
 set logscale x
-set xtics nomirror ("1%%%%" 0.01, "3%%%%" 0.03, "10%%%%" 0.1, "30%%%%" 0.3, "goal" 1, "2x" 2) font ",10" textcolor rgb "#303030"
+set xtics nomirror ("1%%%%" 0.01, "3%%%%" 0.03, "10%%%%" 0.1, "30%%%%" 0.3, "goal" 1) font ",10" textcolor rgb "#303030"
 set grid noy x lc rgb "#e4e4e4"
 set border 1 lc rgb "#808080"
 set lmargin at screen 0.68
@@ -194,13 +194,13 @@ set rmargin at screen 0.97
 set tmargin at screen 0.84
 set bmargin at screen 0.10
 set title "each figure as a share of its goal (log)"
-set xrange [0.01:3]
+set xrange [0.01:15]
 set yrange [0.4:%g]
-set arrow 1 from 1,0.4 to 1,%g nohead lc rgb "#404040" dt 2
+set arrow 1 from 1,0.4 to 1,%g nohead back lc rgb "#404040" dt 2
 set ytics nomirror scale 0 font ",10" textcolor rgb "#303030"
 plot $goals using (0.01):1:(0.01):2:($1-0.32):($1+0.32):5:ytic(6) with boxxyerror lc rgb variable, \
 	$goals using 3:1:($4-$3):(0) with vectors nohead lw 2 lc rgb "#202020", \
-	$goals using (0.0115):1:7 with labels left font ",9" textcolor rgb "#ffffff"
+	$goals using ($4 > 1.8 ? $4*1.1 : 2):1:7 with labels left font ",9" textcolor rgb "#303030"
 unset multiplot
 ]]
 
