@@ -321,6 +321,13 @@ static int take_over(struct local_process *l, pid_t pid)
 	return 0;
 }
 
+static bool is_child(pid_t pid)
+{
+	siginfo_t info;
+
+	return pid > 1 && waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
 int fcvm_node_adopt(struct fcvm_node *local, pid_t pid, const int *fds, unsigned nfds, const char *verb,
 	const char *object, struct fcvm_process **ret, struct fcvm_err *err)
 {
@@ -332,11 +339,16 @@ int fcvm_node_adopt(struct fcvm_node *local, pid_t pid, const int *fds, unsigned
 		l->proc = (struct fcvm_proc)FCVM_PROC_INIT;
 		k = fcvm_process_init(&l->p, &ops, local, verb, object);
 	}
-	if (k == 0)
+	if (!is_child(pid))
+		k = -ECHILD;
+	else if (k == 0)
 		k = take_over(l, pid);
 	if (k < 0) {
-		kill(pid, SIGKILL);
-		waitpid(pid, NULL, 0);
+		/* Never on somebody's word alone: who is no child of ours is none of our business. */
+		if (k != -ECHILD) {
+			kill(pid, SIGKILL);
+			waitpid(pid, NULL, 0);
+		}
 		for (unsigned i = 0; i < nfds; i++)
 			fcvm_close(fds[i]);
 		if (l && l->p.node)

@@ -284,6 +284,7 @@ static void qemu_rename(struct vmm *v, const char *name)
 	free(q->name);
 	q->name = copy;
 	q->ram.name = copy;
+	fcvm_qmp_rename(q->qmp, name);
 }
 
 static pid_t qemu_pid(const struct vmm *v)

@@ -11,6 +11,8 @@
 
 enum { QMP, AGENT, CONTROL, OUT, LOG, PIPES = FCVM_RAM_FORK_FDS };
 
+enum { LOST_MS = 2000 }; /* for a copy to say hello that its template has not announced */
+
 bool fcvm_qemu_can_fork(const struct vmm_probe *p, const struct fcvm_node *n)
 {
 	/* KVM's descriptors belong to one address space: a copy of it can do nothing with them. */
@@ -42,25 +44,56 @@ static int make_pairs(int ours[PIPES], int theirs[PIPES])
 	return k;
 }
 
+/* Who the copy is, by its hello. Its control channel stays ours. */
+static int meet(struct qemu *from, const struct vmm_machine *m, int control, const struct fcvm_until *until, pid_t *ret,
+	struct fcvm_err *err)
+{
+	struct qemu_ram ram = {.fd = control, .exit_fd = -1, .name = from->name};
+	int k = fcvm_qemu_ram_greet(&ram, m->memory, true, until, err);
+
+	*ret = ram.pid;
+	return k;
+}
+
 /* The copy's process, with our ends where those of one that was spawned would be. ours: taken over. */
-static int take_over(struct qemu *q, pid_t pid, int ours[PIPES], struct fcvm_err *err)
+static int take_over(struct qemu *q, const struct vmm_machine *m, pid_t pid, int ours[PIPES], struct fcvm_err *err)
 {
 	int fds[QEMU_CONTROL + 1] = {-1, ours[OUT], ours[LOG], ours[QMP], ours[AGENT], ours[CONTROL]};
+	int k;
 
 	for (unsigned i = 0; i < PIPES; i++)
 		ours[i] = -1;
-	return fcvm_node_adopt(q->node, pid, fds, QEMU_CONTROL + 1, "copy of", "QEMU", &q->process, err);
+	k = fcvm_node_adopt(q->node, pid, fds, QEMU_CONTROL + 1, "copy of", "QEMU", &q->process, err);
+	if (k == 0)
+		k = fcvm_qemu_hook_up(q, m, err);
+	if (k < 0)
+		return q->process ? fcvm_qemu_fail(q, k, err) : k;
+	q->ram.private = true;
+	fcvm_qmp_join(q->qmp);
+	return 0;
 }
 
-static int complete(struct qemu *q, const struct vmm_machine *m, const struct fcvm_until *until, struct fcvm_err *err)
+/* Asks for the copy and takes it over, whatever the asking came to: one that nobody knows of must not live. */
+static int make_copy(struct qemu *from, struct qemu *q, const struct vmm_machine *m, int ours[PIPES], int theirs[PIPES],
+	const struct fcvm_until *until, struct fcvm_err *err)
 {
-	int k = fcvm_qemu_hook_up(q, m, err);
+	struct fcvm_until soon = fcvm_until_ms(LOST_MS, -1);
+	pid_t pid = 0;
+	int k = fcvm_qemu_ram_fork(&from->ram, theirs, until, err);
+	bool lost = k < 0 && from->ram.broken;
 
-	if (k == 0) {
-		fcvm_qmp_join(q->qmp);
-		k = fcvm_qemu_ram_greet(&q->ram, m->memory, true, until, err);
+	/* Until these are closed here, nobody would see the copy's end. */
+	close_all(theirs);
+	if (k < 0 && !lost)
+		return k;
+	if (lost) {
+		/* Taken over only to be ended with q. */
+		if (meet(from, m, ours[CONTROL], &soon, &pid, NULL) == 0)
+			take_over(q, m, pid, ours, NULL);
+		return k;
 	}
-	return k < 0 ? fcvm_qemu_fail(q, k, err) : 0;
+	k = meet(from, m, ours[CONTROL], until, &pid, err);
+	return k < 0 ? k : take_over(q, m, pid, ours, err);
 }
 
 int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm_until *until, struct vmm **ret,
@@ -68,7 +101,6 @@ int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm
 {
 	struct qemu *from = qemu_of(v), *q = NULL;
 	int ours[PIPES], theirs[PIPES];
-	pid_t pid = 0;
 	int k;
 
 	if (from->state != QEMU_PAUSED || !from->ram.private)
@@ -81,15 +113,10 @@ int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm
 	if (k < 0)
 		fcvm_fail_errno(err, k, "%s: copy QEMU", m->name);
 	else
-		k = fcvm_qemu_ram_fork(&from->ram, theirs, until, &pid, err);
-	if (k == 0)
-		k = take_over(q, pid, ours, err);
-	/* Until these are closed here, nobody would see the copy's end. */
-	close_all(theirs);
-	if (k == 0)
-		k = complete(q, m, until, err);
+		k = make_copy(from, q, m, ours, theirs, until, err);
 	if (k < 0) {
 		close_all(ours);
+		close_all(theirs);
 		fcvm_qemu_free((struct vmm *)q);
 		return k;
 	}

@@ -45,13 +45,15 @@ struct qemu_ram {
 	uint32_t id;
 	bool broken;       /* a request was given up: answers would be mixed up */
 	bool private;
+	pid_t pid;         /* QEMU's, by its own word */
 };
 /* Waits for the hello and checks it: size, version, and that RAM is private if it must be. */
 int fcvm_qemu_ram_greet(struct qemu_ram *r, uint64_t memory, bool private, const struct fcvm_until *until,
 	struct fcvm_err *err);
-/* Has QEMU make a copy of itself with these descriptors (ram_wire.h); its pid. The descriptors stay the caller's. */
+/* Has QEMU make a copy of itself with these descriptors (ram_wire.h), which stay the caller's. The copy's own hello tells
+ * its pid; after a failure other than QEMU's refusal there may be one all the same. */
 int fcvm_qemu_ram_fork(struct qemu_ram *r, const int fds[FCVM_RAM_FORK_FDS], const struct fcvm_until *until,
-	pid_t *ret, struct fcvm_err *err);
+	struct fcvm_err *err);
 /* One request. path: NULL for none. */
 int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const char *path,
 	const struct fcvm_until *until, struct fcvm_err *err);

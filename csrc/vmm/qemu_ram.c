@@ -8,8 +8,11 @@
 #include "base/fd.h"
 #include "vmm/qemu_private.h"
 
-/* RAM is mapped before QMP answers, which was waited for: so the hello is there, or never comes. */
-enum { HELLO_MS = 1000 };
+enum {
+	/* RAM is mapped before QMP answers, which was waited for: so the hello is there, or never comes. */
+	HELLO_MS = 1000,
+	REPLY_MS = 1000, /* for the rest of an answer that has begun */
+};
 
 /* All of it, or -errno; -ECONNRESET when QEMU has gone. */
 static int read_all(struct qemu_ram *r, void *to, size_t size, const struct fcvm_until *until)
@@ -42,7 +45,8 @@ static int read_all(struct qemu_ram *r, void *to, size_t size, const struct fcvm
 int fcvm_qemu_ram_greet(struct qemu_ram *r, uint64_t memory, bool private, const struct fcvm_until *until,
 	struct fcvm_err *err)
 {
-	struct fcvm_until soon = fcvm_until_sooner(until, HELLO_MS);
+	/* A copy has its library for sure, and the processor perhaps late. */
+	struct fcvm_until soon = r->exit_fd < 0 ? *until : fcvm_until_sooner(until, HELLO_MS);
 	struct fcvm_ram_hello h;
 	int k = read_all(r, &h, sizeof h, &soon);
 
@@ -58,6 +62,7 @@ int fcvm_qemu_ram_greet(struct qemu_ram *r, uint64_t memory, bool private, const
 			r->name, (unsigned long long)h.size, h.mode, (unsigned long long)memory,
 			private ? FCVM_RAM_IS_PRIVATE : FCVM_RAM_IS_SHARED);
 	r->private = private;
+	r->pid = h.pid;
 	return 0;
 }
 
@@ -74,6 +79,31 @@ static const char *doing(enum fcvm_ram_command command)
 		return "copy itself";
 	}
 	return "?";
+}
+
+/* The answer to request id. Those to earlier ones that were given up meanwhile come first. */
+static int read_reply(struct qemu_ram *r, enum fcvm_ram_command command, uint32_t id, const struct fcvm_until *until,
+	struct fcvm_ram_reply *ret)
+{
+	struct fcvm_until soon = fcvm_until_ms(REPLY_MS, -1);
+	int k;
+
+	do {
+		struct pollfd fds[2] = {{.fd = r->fd, .events = POLLIN}, {.fd = r->exit_fd, .events = POLLIN}};
+
+		k = fcvm_until_poll(until, fds, 2);
+		if (k == -ETIMEDOUT || k == -ECANCELED) {
+			/* It is still owed to us. How the memory is mapped must not be in doubt, though. */
+			r->broken = r->broken || command == FCVM_RAM_PRIVATE;
+			return k;
+		}
+		k = k < 0 ? k : read_all(r, ret, sizeof *ret, &soon);
+	} while (k == 0 && ret->magic == FCVM_RAM_MAGIC && (int32_t)(ret->id - id) < 0);
+	if (k == 0 && (ret->magic != FCVM_RAM_MAGIC || ret->id != id))
+		k = -EPROTO;
+	if (k < 0)
+		r->broken = true;
+	return k;
 }
 
 int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const char *path,
@@ -98,13 +128,11 @@ int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const 
 	if (path)
 		memcpy(message + sizeof request, path, request.path_length);
 	k = fcvm_fd_send_until(r->fd, message, sizeof request + request.path_length, until);
-	if (k == 0)
-		k = read_all(r, &reply, sizeof reply, until);
-	if (k == 0 && (reply.magic != FCVM_RAM_MAGIC || reply.id != request.id))
-		k = -EPROTO;
 	if (k < 0)
 		r->broken = true;
-	else if (reply.error)
+	else
+		k = read_reply(r, command, request.id, until, &reply);
+	if (k == 0 && reply.error)
 		k = reply.error > 0 && reply.error < 4096 ? -reply.error : -EPROTO;
 	if (k < 0)
 		return fcvm_fail_errno(err, k, "%s: %s %s", r->name, doing(command), path ? path : "");
@@ -113,7 +141,7 @@ int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const 
 }
 
 int fcvm_qemu_ram_fork(struct qemu_ram *r, const int fds[FCVM_RAM_FORK_FDS], const struct fcvm_until *until,
-	pid_t *ret, struct fcvm_err *err)
+	struct fcvm_err *err)
 {
 	struct fcvm_ram_request request = {.magic = FCVM_RAM_MAGIC, .command = FCVM_RAM_FORK, .id = ++r->id};
 	char control[CMSG_SPACE(FCVM_RAM_FORK_FDS * sizeof(int))] __attribute__((aligned(8))) = {0};
@@ -130,16 +158,13 @@ int fcvm_qemu_ram_fork(struct qemu_ram *r, const int fds[FCVM_RAM_FORK_FDS], con
 	/* The channel is empty between requests: so small a message is taken whole or not at all. */
 	if (k == 0 && sendmsg(r->fd, &m, MSG_NOSIGNAL) != (ssize_t)sizeof request)
 		k = -EPIPE;
-	if (k == 0)
-		k = read_all(r, &reply, sizeof reply, until);
-	if (k == 0 && (reply.magic != FCVM_RAM_MAGIC || reply.id != request.id || reply.bytes > INT32_MAX))
-		k = -EPROTO;
 	if (k < 0)
 		r->broken = true;
-	else if (reply.error)
+	else
+		k = read_reply(r, command, request.id, until, &reply);
+	if (k == 0 && reply.error)
 		k = reply.error > 0 && reply.error < 4096 ? -reply.error : -EPROTO;
 	if (k < 0)
 		return fcvm_fail_errno(err, k, "%s: have QEMU copy itself", r->name);
-	*ret = reply.bytes;
 	return 0;
 }

@@ -258,6 +258,17 @@ int fcvm_qmp_greet(struct fcvm_qmp *q, const struct fcvm_until *until, struct fc
 	return q->state == ENDED ? tell(q, -q->end.code, "wait for QMP", err) : 0;
 }
 
+int fcvm_qmp_rename(struct fcvm_qmp *q, const char *name)
+{
+	char *copy = strdup(name);
+
+	if (!copy)
+		return -ENOMEM;
+	free(q->name);
+	q->name = copy;
+	return 0;
+}
+
 void fcvm_qmp_join(struct fcvm_qmp *q)
 {
 	if (q->state == GREETING)

@@ -23,6 +23,8 @@ struct fcvm_qmp;
  * has died, borrowed; -1: none. */
 int fcvm_qmp_new(struct fcvm_qmp **ret, int fd, int exit_fd, const char *name, struct fcvm_err *err);
 void fcvm_qmp_free(struct fcvm_qmp *q); /* NULL allowed */
+/* From now on the peer is called so in messages; copied. -ENOMEM leaves the old name. */
+int fcvm_qmp_rename(struct fcvm_qmp *q, const char *name);
 
 /* Waits for the greeting and negotiates. Once, before any command. */
 int fcvm_qmp_greet(struct fcvm_qmp *q, const struct fcvm_until *until, struct fcvm_err *err);

@@ -42,6 +42,7 @@ enum {
 	STACK = 64 * 1024,
 	ENTRIES = 8192, /* of pagemap read at a time */
 	TABLE = 2 << 20, /* what one page table covers */
+	ORPHANED = 72, /* exit status */
 };
 
 /* Set by the constructor and by the mapping of RAM, which both come before the thread. */
@@ -311,6 +312,7 @@ static bool say_hello(void)
 		.magic = FCVM_RAM_MAGIC,
 		.version = FCVM_RAM_VERSION,
 		.mode = mode,
+		.pid = getpid(),
 		.size = ram_size,
 	};
 
@@ -318,7 +320,7 @@ static bool say_hello(void)
 }
 
 /* In the copy `child` is set, and there is nobody to reply to. */
-static int copy_process(bool *child, uint64_t *ret_pid)
+static int copy_process(bool *child)
 {
 	static const int targets[FCVM_RAM_FORK_FDS] = {3, 4, FCVM_RAM_CONTROL, 1, 2};
 	long k;
@@ -333,7 +335,6 @@ static int copy_process(bool *child, uint64_t *ret_pid)
 		return 0;
 	}
 	drop_passed();
-	*ret_pid = k > 0 ? k : 0;
 	return k > 0 ? 0 : k;
 }
 
@@ -349,7 +350,7 @@ static int carry_out(const struct fcvm_ram_request *request, const char *path, u
 	case FCVM_RAM_PRIVATE:
 		return make_private();
 	case FCVM_RAM_FORK:
-		return copy_process(child, ret_bytes);
+		return copy_process(child);
 	default:
 		return -EOPNOTSUPP;
 	}
@@ -362,7 +363,7 @@ static void *serve(void *unused)
 
 	memset(passed, -1, sizeof passed);
 	if (!say_hello())
-		return NULL;
+		_exit(ORPHANED);
 	while (receive(&request, sizeof request)) {
 		struct fcvm_ram_reply reply = {.magic = FCVM_RAM_MAGIC, .id = request.id};
 		bool child = false;
@@ -380,7 +381,8 @@ static void *serve(void *unused)
 			munmap(aside, ram_size + 2 * TABLE);
 		aside = MAP_FAILED;
 	}
-	return NULL;
+	/* Whoever had us started is gone, or lost count: nobody could end this VM. */
+	_exit(ORPHANED);
 }
 
 static int start_thread(void)
@@ -410,6 +412,11 @@ static void *map_ram(void *at, int prot, int flags, int fd, off_t offset)
 	size_t end = strlen(name);
 	void *got;
 
+	/* A published file must be out of QEMU's reach whatever it does. */
+	if (mode == FCVM_RAM_IS_PRIVATE && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY) {
+		errno = EPERM;
+		return MAP_FAILED;
+	}
 	/* A smaller file would be holes, then SIGBUS. */
 	if (offset != 0 || fstat(fd, &st) < 0 || (uint64_t)st.st_size < ram_size) {
 		errno = EINVAL;

@@ -17,13 +17,12 @@
  *   descriptor of it) is set to the new number by clone itself.
  * - Descriptors are shared with the parent after a fork. Sockets are replaced by those that came with the request;
  *   an eventfd that two processes read would lose wake-ups, so each is replaced by one of the child's own with the
- *   same count. The caller sees to it that nothing else has state: no io_uring, no timers, epoll unused.
+ *   same count. Where there is anything else with state (io_uring, timers, an epoll in use) there is no copy.
  * - CLONE_PARENT makes the child its parent's sibling: a child of the owner's, who can wait for it, and PDEATHSIG
  *   means the owner's end.
  */
 #include "fork.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -89,22 +88,63 @@ static int64_t now_ms(void)
 	return t.tv_sec * 1000ll + t.tv_nsec / 1000000;
 }
 
+/* ---- folders of numbers, without the C library's: its readdir allocates, and a parked thread may hold that lock ---- */
+
+struct walk {
+	int fd;
+	long size, at;
+	char entries[4096] __attribute__((aligned(8)));
+};
+
+static bool walk_begin(struct walk *w, const char *path)
+{
+	w->size = w->at = 0;
+	w->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return w->fd >= 0;
+}
+
+/* The next name that is a number; -1: there is none. */
+static int walk_next(struct walk *w)
+{
+	for (;;) {
+		/* The kernel's struct linux_dirent64: inode, offset, record length, type, name. */
+		const char *entry = w->entries + w->at, *name = entry + 19;
+		unsigned short length;
+		int number = 0;
+
+		if (w->at >= w->size) {
+			w->at = 0;
+			w->size = syscall(SYS_getdents64, w->fd, w->entries, sizeof w->entries);
+			if (w->size <= 0)
+				return -1;
+			continue;
+		}
+		memcpy(&length, entry + 16, sizeof length);
+		w->at += length;
+		if (*name < '0' || *name > '9')
+			continue;
+		while (*name >= '0' && *name <= '9')
+			number = number * 10 + *name++ - '0';
+		return number;
+	}
+}
+
 /* ---- parking ---- */
 
 static void on_park(int signo, siginfo_t *info, void *frame)
 {
+	/* Before it looks itself up: a release that comes in between then counts for it. */
+	int was = __atomic_load_n(&released, __ATOMIC_SEQ_CST);
+	unsigned n = __atomic_load_n(&nthreads, __ATOMIC_SEQ_CST);
 	int saved = errno, tid = syscall(SYS_gettid);
 
 	if (info->si_code != SI_TKILL) { /* a real one: as if we were not there */
 		signal(PARK, SIG_DFL);
 		return;
 	}
-	for (unsigned i = 0; i < nthreads; i++) {
-		int was;
-
+	for (unsigned i = 0; i < n; i++) {
 		if (threads[i].tid != tid)
 			continue;
-		was = __atomic_load_n(&released, __ATOMIC_SEQ_CST);
 		threads[i].frame = frame;
 		threads[i].thread = thread_pointer();
 		__atomic_store_n(&threads[i].done, 1, __ATOMIC_SEQ_CST);
@@ -116,8 +156,10 @@ static void on_park(int signo, siginfo_t *info, void *frame)
 	errno = saved;
 }
 
+/* A thread that gets its signal only now finds no entry of its own, and goes on. */
 static void release(void)
 {
+	__atomic_store_n(&nthreads, 0, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&released, 1, __ATOMIC_SEQ_CST);
 	wake(&released);
 }
@@ -133,16 +175,13 @@ static bool known(int tid)
 /* Signals the threads that are new since the last round; how many, or -errno. */
 static int signal_new(int self)
 {
-	DIR *dir = opendir("/proc/self/task");
-	struct dirent *e;
-	int n = 0;
+	struct walk w;
+	int n = 0, tid;
 
-	if (!dir)
+	if (!walk_begin(&w, "/proc/self/task"))
 		return -errno;
-	while (n >= 0 && (e = readdir(dir))) {
-		int tid = atoi(e->d_name);
-
-		if (tid <= 0 || tid == self || known(tid))
+	while (n >= 0 && (tid = walk_next(&w)) >= 0) {
+		if (tid == self || known(tid))
 			continue;
 		if (nthreads == THREADS) {
 			n = -E2BIG;
@@ -154,7 +193,7 @@ static int signal_new(int self)
 			threads[nthreads - 1].done = 2;
 		n++;
 	}
-	closedir(dir);
+	close(w.fd);
 	return n;
 }
 
@@ -189,27 +228,25 @@ static int park_all(void)
 
 /* ---- the child ---- */
 
-static unsigned list_events(int list[EVENTS])
+static bool starts_with(const char *text, const char *with)
 {
-	DIR *dir = opendir("/proc/self/fd");
-	struct dirent *e;
-	unsigned n = 0;
-
-	while (dir && (e = readdir(dir)) && n < EVENTS) {
-		char path[300], target[32] = "";
-
-		snprintf(path, sizeof path, "/proc/self/fd/%s", e->d_name);
-		if (readlink(path, target, sizeof target - 1) > 0 && strcmp(target, "anon_inode:[eventfd]") == 0)
-			list[n++] = atoi(e->d_name);
-	}
-	if (dir)
-		closedir(dir);
-	return n;
+	return strncmp(text, with, strlen(with)) == 0;
 }
 
-static unsigned count_of(int fd)
+/* What a descriptor is, as /proc tells: "socket:[1]", "anon_inode:[eventfd]", a path. */
+static void kind_of(int fd, char to[64])
 {
-	char path[64], text[512] = "", *at;
+	char path[40];
+	ssize_t n;
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	n = readlink(path, to, 63);
+	to[n > 0 ? n : 0] = 0;
+}
+
+static unsigned number_in_info(int fd, const char *label)
+{
+	char path[40], text[512] = "", *at;
 	ssize_t n;
 	int info;
 
@@ -218,24 +255,65 @@ static unsigned count_of(int fd)
 	n = read(info, text, sizeof text - 1);
 	close(info);
 	text[n > 0 ? n : 0] = 0;
-	at = strstr(text, "eventfd-count:");
-	return at ? strtoul(at + 14, NULL, 16) : 0;
+	at = strstr(text, label);
+	/* The count is hexadecimal, the rest is compared only. */
+	return at ? strtoul(at + strlen(label), NULL, 16) : 0;
 }
 
-static bool own_events(void)
+/*
+ * The eventfds of this process; how many, or -EOPNOTSUPP if there is something with state that a copy would share. An
+ * epoll without members (QEMU makes some and uses none) is harmless; which it is, its fdinfo tells.
+ */
+static int list_events(int list[EVENTS])
 {
-	int list[EVENTS];
-	unsigned n = list_events(list);
+	static const char *const shared[] = {"anon_inode:[io_uring]", "anon_inode:[timerfd]", "anon_inode:inotify",
+		"anon_inode:kvm", "anon_inode:[userfaultfd]"};
+	struct walk w;
+	int n = 0, fd;
 
-	for (unsigned i = 0; i < n; i++) {
-		int flags = fcntl(list[i], F_GETFL);
-		int fd = eventfd(count_of(list[i]), EFD_CLOEXEC | (flags & O_NONBLOCK ? EFD_NONBLOCK : 0));
+	if (!walk_begin(&w, "/proc/self/fd"))
+		return -errno;
+	while (n >= 0 && (fd = walk_next(&w)) >= 0) {
+		char kind[64];
 
+		kind_of(fd, kind);
+		for (unsigned i = 0; i < sizeof shared / sizeof *shared; i++)
+			if (starts_with(kind, shared[i]))
+				n = -EOPNOTSUPP;
+		if (strcmp(kind, "anon_inode:[eventpoll]") == 0 && number_in_info(fd, "tfd:") != 0)
+			n = -EOPNOTSUPP;
+		if (n >= 0 && strcmp(kind, "anon_inode:[eventfd]") == 0) {
+			if (n == EVENTS)
+				n = -E2BIG;
+			else
+				list[n++] = fd;
+		}
+	}
+	close(w.fd);
+	return n;
+}
+
+/* In the child. Two numbers of one eventfd stay one. */
+static bool own_events(const int list[EVENTS], int n)
+{
+	unsigned ids[EVENTS];
+
+	for (int i = 0; i < n; i++)
+		ids[i] = number_in_info(list[i], "eventfd-id:");
+	for (int i = 0; i < n; i++) {
+		int flags = fcntl(list[i], F_GETFL), twin = 0, fd;
+
+		while (twin < i && (ids[i] == 0 || ids[twin] != ids[i]))
+			twin++;
+		fd = twin < i ? list[twin]
+			      : eventfd(number_in_info(list[i], "eventfd-count:"),
+					EFD_CLOEXEC | (flags & O_NONBLOCK ? EFD_NONBLOCK : 0));
 		if (fd < 0 || dup3(fd, list[i], O_CLOEXEC) < 0)
 			return false;
-		close(fd);
+		if (twin == i)
+			close(fd);
 	}
-	return n < EVENTS;
+	return true;
 }
 
 /* A thread that goes on from p's frame. Its number, or -errno. */
@@ -261,12 +339,15 @@ static long revive(const struct parked *p)
 	return k;
 }
 
+static int events[EVENTS];
+static int nevents;
+
 static void be_the_child(pid_t owner, const int *fds, const int *targets, unsigned n)
 {
 	*(int *)(thread_pointer() + tid_at) = syscall(SYS_gettid);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	/* A group of its own, as who is spawned has one: processes are ended by group. */
-	if (getppid() != owner || setpgid(0, 0) < 0 || !own_events())
+	if (getppid() != owner || setpgid(0, 0) < 0 || !own_events(events, nevents))
 		_exit(FAILED);
 	for (unsigned i = 0; i < n; i++)
 		if (dup3(fds[i], targets[i], O_CLOEXEC) < 0)
@@ -304,6 +385,10 @@ long fcvm_fork(const int *fds, const int *targets, unsigned n)
 	if (sigaction(PARK, &action, NULL) < 0)
 		return -errno;
 	k = park_all();
+	if (k == 0) {
+		nevents = list_events(events);
+		k = nevents < 0 ? nevents : 0;
+	}
 	if (k == 0) {
 		/* Not by the C library: its locks may be held by a parked thread, whose twin will release them. */
 		k = syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0);

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define FCVM_RAM_MAGIC   0x4d415246u /* "FRAM" */
-#define FCVM_RAM_VERSION 2
+#define FCVM_RAM_VERSION 3
 #define FCVM_RAM_CONTROL 5
 #define FCVM_RAM_PATH    4096
 
@@ -30,8 +30,8 @@ enum fcvm_ram_command {
 	/* Maps the backing file privately from now on, whatever it is called by now. VM paused. */
 	FCVM_RAM_PRIVATE = 3,
 	/* Copies QEMU, as a child of its own parent. VM paused, private only. With the request come five descriptors
-	 * (SCM_RIGHTS): the copy's QMP, agent, control, stdout, stderr. The reply's `bytes` is the copy's pid; the
-	 * copy says hello on its own control channel. */
+	 * (SCM_RIGHTS): the copy's QMP, agent, control, stdout, stderr. The copy says hello on
+	 * its own control channel. */
 	FCVM_RAM_FORK = 4,
 };
 
@@ -41,7 +41,7 @@ struct fcvm_ram_hello {
 	uint32_t magic;
 	uint32_t version;
 	uint32_t mode;
-	uint32_t reserved;
+	uint32_t pid; /* QEMU's own */
 	uint64_t size;
 };
 _Static_assert(sizeof(struct fcvm_ram_hello) == 24, "on the wire");
@@ -59,7 +59,7 @@ struct fcvm_ram_reply {
 	uint32_t id;
 	int32_t error; /* a positive errno; 0: done */
 	uint32_t mode; /* after it */
-	uint64_t bytes; /* written; FORK: the pid */
+	uint64_t bytes; /* written */
 };
 _Static_assert(sizeof(struct fcvm_ram_reply) == 24, "on the wire");
 
