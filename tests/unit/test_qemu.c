@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The QEMU driver on a real QEMU with a real kernel and the real agent: boot, pause, save, restore, clones that diverge,
- * snapshots of clones, and how each failure looks. Skips without QEMU or a kernel to boot.
+ * snapshots of clones, and how each failure looks. Skips without QEMU or an image to boot.
  *
- * The kernel: FCVM_TEST_DEB, else /tmp/k/linux-image-*.deb. FCVM_TEST_ACCEL: kvm or tcg. FCVM_TEST_VCPUS: else 1.
+ * The kernel: image mini's. FCVM_TEST_ACCEL: kvm or tcg. FCVM_TEST_VCPUS: else 1.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <glob.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +16,7 @@
 
 #include "base/fd.h"
 #include "check.h"
+#include "store/store.h"
 #include "vmm/vmm.h"
 
 #define MEMORY (UINT64_C(256) << 20)
@@ -25,7 +25,8 @@ static const struct vmm_ops *const ops = &fcvm_vmm_qemu;
 static struct fcvm_node *local;
 static struct vmm_probe probe;
 static char top[64];
-static char kernel[128], initrd[128];
+static struct fcvm_image image; /* mini */
+static const char *kernel, *initrd;
 static struct fcvm_err err;
 
 struct guest {
@@ -382,38 +383,16 @@ static void test_wrong_library(void)
 
 /* ---- */
 
+/* Of the image that is in the data folder, or is built there. */
 static bool prepare_kernel(void)
 {
-	static const char script[] =
-		"set -e; cd \"$0\"; mkdir k i; dpkg-deb -x \"$1\" k; cp k/boot/vmlinuz-* kernel; "
-		"mkdir -p i/bin i/dev i/proc i/sys i/run i/tmp; cp \"$(command -v busybox)\" i/bin/busybox; "
-		"cp \"$2\" i/agent; for m in virtio_ring virtio virtio_mmio virtio_console; do "
-		"find k/lib -name $m.ko | xargs -I% cp % i/; done; "
-		"{ echo '#!/bin/busybox sh'; for m in virtio_ring virtio virtio_mmio virtio_console; do "
-		"echo \"/bin/busybox insmod /$m.ko\"; done; echo 'exec /agent'; } > i/init; chmod 755 i/init; "
-		"for c in sh dd cat echo; do ln -s busybox i/bin/$c; done; "
-		"cd i; find . | busybox cpio -o -H newc 2>/dev/null > ../initrd";
-	const char *deb = getenv("FCVM_TEST_DEB"), *agent = getenv("FCVM_AGENT");
-	struct fcvm_until until = in_ms(60000);
-	struct fcvm_output o = {0};
-	glob_t found = {0};
-	bool ok;
+	struct fcvm_until until = in_ms(300000);
+	struct fcvm_store *s = NULL;
+	bool ok = fcvm_store_open(&s, local, &err) == 0 && fcvm_image_get(s, "mini", &until, &image, NULL, &err) == 0;
 
-	if (!deb && glob("/tmp/k/linux-image-*.deb", 0, NULL, &found) == 0)
-		deb = found.gl_pathv[0];
-	ok = deb && agent;
-	if (ok) {
-		const char *argv[] = {"/bin/sh", "-c", script, top, deb, agent, NULL};
-		struct fcvm_spawn spec = {.argv = argv};
-
-		ok = fcvm_node_exec(local, &spec, NULL, 0, 4096, &until, &o, &err) == 0 && o.exit.code == 0;
-		if (!ok)
-			fprintf(stderr, "%s\n", o.err ? o.err : err.message);
-		fcvm_output_done(&o);
-	}
-	globfree(&found);
-	snprintf(kernel, sizeof kernel, "%s/kernel", top);
-	snprintf(initrd, sizeof initrd, "%s/initrd", top);
+	fcvm_store_close(s);
+	kernel = image.kernel;
+	initrd = image.initrd;
 	return ok;
 }
 
@@ -447,7 +426,7 @@ int main(void)
 		probe.why, probe.file_uri ? "yes" : "no", (unsigned long long)probe.tsc_khz, ms_since(start));
 	snprintf(top, sizeof top, "%s/fcvm-qemu-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
 	if (!mkdtemp(top) || !prepare_kernel())
-		return skip("no kernel to boot: set FCVM_TEST_DEB to a linux-image-cloud-amd64 package");
+		return skip(err.message);
 	start = fcvm_now_ns();
 	if (boot(&alpha, "alpha")) {
 		printf("boot to agent: %.0f ms\n", ms_since(start));
@@ -463,6 +442,7 @@ int main(void)
 	CHECK(childless());
 	fcvm_vmm_probe_done(&probe);
 	fcvm_node_unref(local);
+	fcvm_image_done(&image);
 	fcvm_tree_remove(AT_FDCWD, top);
 	CHECK_DONE();
 }
