@@ -19,7 +19,7 @@
  *
  * Nothing outlives its owner: VMs die with the process that started them, and unnamed snapshots with them.
  *
- * Folders: $FCVM_DATA (default ~/.local/share/fcvm) keeps images, named snapshots and an unpacked QEMU;
+ * Folders: $FCVM_DATA (default $XDG_DATA_HOME/fcvm, ~/.local/share/fcvm) keeps images, named snapshots and an unpacked QEMU;
  * $FCVM_RUN (default /dev/shm/fcvm-UID) holds what runs.
  */
 #ifndef FCVM_H

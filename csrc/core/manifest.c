@@ -48,6 +48,7 @@ struct fcvm_manifest vm_manifest(const struct fcvm_vm *vm)
 		.vcpus = vm->vcpus,
 		.generation = vm->generation,
 		.created_ns = fcvm_realtime_ns(),
+		.tsc_khz = vm->with.probe->tsc_khz,
 	};
 }
 
@@ -60,6 +61,7 @@ int manifest_fits_choice(const struct fcvm_manifest *m, const char *snapshot, co
 		.accel = with->probe->accel,
 		.machine = with->probe->machine,
 		.host_cpu = host_cpu(with->probe),
+		.tsc_khz = with->probe->tsc_khz,
 	};
 
 	return fcvm_manifest_fits(m, snapshot, &here, err);

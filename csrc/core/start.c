@@ -203,7 +203,7 @@ static void warm_key(const struct fcvm_vm *vm, const struct fcvm_image *image, c
 	char numbers[64];
 
 	snprintf(numbers, sizeof numbers, "%llu %u", (unsigned long long)vm->memory, vm->vcpus);
-	fcvm_hash_strings(ret, "warm 1", image->key, image->cmdline, vm->cmdline, numbers, vm->with.driver->name,
+	fcvm_hash_strings(ret, "warm 2", image->key, image->cmdline, vm->cmdline, numbers, vm->with.driver->name,
 		p->version, p->accel, p->machine, host_cpu(vm->with.probe), FCVM_VERSION, NULL);
 }
 

@@ -50,8 +50,9 @@ static const struct {
 	{"vcpus", 1, 1024},
 	{"generation", 0, INT64_MAX},
 	{"created_ns", 0, INT64_MAX},
+	{"tsc_khz", 0, 100000000},
 };
-enum { MEMORY, VCPUS, GENERATION, CREATED, NUMBERS };
+enum { MEMORY, VCPUS, GENERATION, CREATED, TSC, NUMBERS };
 
 static char **string_of(struct fcvm_manifest *m, unsigned i)
 {
@@ -110,6 +111,7 @@ static int parse_numbers(const struct fcvm_json *j, struct fcvm_manifest *m, str
 	m->vcpus = (unsigned)n[VCPUS];
 	m->generation = n[GENERATION];
 	m->created_ns = n[CREATED];
+	m->tsc_khz = n[TSC];
 	return 0;
 }
 
@@ -199,6 +201,13 @@ int fcvm_manifest_fits(const struct fcvm_manifest *m, const char *snapshot, cons
 				"it was taken",
 				snapshot, pairs[i].what, *pairs[i].then ? pairs[i].then : "(none)",
 				*pairs[i].now ? pairs[i].now : "(none)");
+	/* The guest was told a frequency that its clock goes by. What is measured differs by less than this. */
+	if (m->tsc_khz && here->tsc_khz &&
+		llabs((long long)m->tsc_khz - (long long)here->tsc_khz) > (long long)m->tsc_khz / 500)
+		return fcvm_fail(err, -EINVAL,
+			"snapshot %s was taken where the TSC runs at %" PRIu64 " kHz, here it is %" PRIu64
+			" kHz; take it anew on this machine, or use it where it was taken",
+			snapshot, m->tsc_khz, here->tsc_khz);
 	return 0;
 }
 
@@ -231,7 +240,8 @@ static char *build(const struct fcvm_manifest *m, const struct store_file files[
 	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *j = fcvm_json_object();
 	struct fcvm_json *list;
 	const int64_t n[NUMBERS] = {
-		(int64_t)m->memory, m->vcpus, (int64_t)m->generation, m->created_ns};
+		(int64_t)m->memory, m->vcpus, (int64_t)m->generation, m->created_ns,
+		(int64_t)m->tsc_khz};
 	char *text, *end;
 	int r = fcvm_json_set_int(j, "format", FORMAT);
 

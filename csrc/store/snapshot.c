@@ -17,7 +17,7 @@
 #include "base/fd.h"
 #include "store/store_private.h"
 
-static const char remedy_take[] = "fcvm ls shows those that are there";
+static const char remedy_take[] = "fcvm snapshot ls shows those that are there";
 
 /* Opens data/KIND (made if missing). An fd or -errno with the message set. */
 static int open_kind(struct fcvm_store *s, const char *kind, struct fcvm_err *err)
@@ -222,7 +222,7 @@ int fcvm_snapshot_remove(struct fcvm_store *s, const char *kind, const char *nam
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
 		return errno == EWOULDBLOCK
 			       ? fcvm_fail(err, -EBUSY,
-					 "snapshot %s is in use; stop the virtual machines cloned from it first (fcvm ls)", name)
+					 "snapshot %s is in use by a program that has it open (fcvm.snapshot); end that first", name)
 			       : fcvm_fail_errno(err, -errno, "remove snapshot %s: lock it", name);
 	if (!still_there(fd, kind_fd, name))
 		return not_there(name, err);

@@ -35,11 +35,13 @@ static bool is_tmpfs(const char *path)
 
 static char *data_path(void)
 {
-	const char *env = getenv("FCVM_DATA"), *home = getenv("HOME");
+	const char *env = getenv("FCVM_DATA"), *home = getenv("HOME"), *xdg = getenv("XDG_DATA_HOME");
 	struct passwd *pw;
 
 	if (env && *env)
 		return strdup(env);
+	if (xdg && xdg[0] == '/')
+		return fcvm_asprintf("%s/fcvm", xdg);
 	if (!home || home[0] != '/') {
 		pw = getpwuid(geteuid());
 		home = pw ? pw->pw_dir : "/";

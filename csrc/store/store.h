@@ -92,10 +92,12 @@ struct fcvm_manifest {
 	unsigned vcpus;
 	uint64_t generation; /* of the guest at the snapshot */
 	int64_t created_ns;  /* CLOCK_REALTIME */
+	uint64_t tsc_khz;    /* that the guest was told; 0: none */
 };
 
 struct fcvm_manifest_differs { /* what this host has, to be compared; NULL members are not */
 	const char *driver, *version, *accel, *machine, *host_cpu;
+	uint64_t tsc_khz; /* 0: does not matter */
 };
 
 void fcvm_manifest_done(struct fcvm_manifest *m);

@@ -243,6 +243,7 @@ static const struct fcvm_manifest sample = {
 	.host_cpu = "",
 	.memory = 64 << 20,
 	.vcpus = 2,
+	.tsc_khz = 2600000,
 	.generation = 7,
 	.created_ns = 1700000000000000000,
 };
@@ -419,6 +420,10 @@ static void test_fits(void)
 	CHECK(SAYS(err, "snapshot heron1 was taken with qemu 10.0.2, here is 7.2.0; take it anew"));
 	here = (struct fcvm_manifest_differs){.host_cpu = "AMD EPYC"};
 	CHECK(fcvm_manifest_fits(&sample, "heron1", &here, &err) == -EINVAL && SAYS(err, "here is AMD EPYC"));
+	here = (struct fcvm_manifest_differs){.tsc_khz = 2600500};
+	CHECK(fcvm_manifest_fits(&sample, "heron1", &here, &err) == 0);
+	here.tsc_khz = 3000000;
+	CHECK(fcvm_manifest_fits(&sample, "heron1", &here, &err) == -EINVAL && SAYS(err, "2600000 kHz, here it is 3000000"));
 }
 
 /* ---- published ones ---- */
