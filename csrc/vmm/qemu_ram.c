@@ -158,11 +158,13 @@ int fcvm_qemu_ram_fork(struct qemu_ram *r, const int fds[FCVM_RAM_FORK_FDS], con
 	/* The channel is empty between requests: so small a message is taken whole or not at all. */
 	if (k == 0 && sendmsg(r->fd, &m, MSG_NOSIGNAL) != (ssize_t)sizeof request)
 		k = -EPIPE;
+	if (k == 0)
+		k = read_all(r, &reply, sizeof reply, until);
+	if (k == 0 && (reply.magic != FCVM_RAM_MAGIC || reply.id != request.id))
+		k = -EPROTO;
 	if (k < 0)
 		r->broken = true;
-	else
-		k = read_reply(r, command, request.id, until, &reply);
-	if (k == 0 && reply.error)
+	else if (reply.error)
 		k = reply.error > 0 && reply.error < 4096 ? -reply.error : -EPROTO;
 	if (k < 0)
 		return fcvm_fail_errno(err, k, "%s: have QEMU copy itself", r->name);
