@@ -243,6 +243,17 @@ local function all()
             end
         end
         ::done::
+        for _, source in ipairs { vm, clone } do
+            if source.state == "running" then
+                local made, err = source:snapshot()
+                check(made, "after those that were given up:", tostring(err))
+                if made then
+                    local last <close> = assert(made:clone())
+                    check(exec(last, "echo last") == "last\n", "a clone of it")
+                    made:close()
+                end
+            end
+        end
     end
 
     -- Paused ones are saved as often as one likes.
