@@ -214,13 +214,15 @@ local function write_picture(result, list, dir)
     bars(file, "goals", goal)
     local picture = PICTURE:format(
         ("%d clones of a running guest of %d MiB"):format(result.count, result.memory_mb),
-        ("%s/%s %s, %d processors, medians (lines: min to max) of %d runs"):format(result.driver, result.accel, result.version,
-            result.processors, #result.runs),
+        ("%s/%s %s, %d processors, medians (lines: min to max) of %d runs"):format(result.driver, result.accel,
+            result.version, result.processors, #result.runs),
         result.count, times[1].value / 3, times[#times].value * 3,
         result.count, #memory, memory[1].value / 3, memory[#memory].value * 3,
         #goal + 0.7, #goal + 0.7)
-    for _, kind in ipairs { "svg size 1200,640 dynamic background rgb 'white' font 'sans,12'",
-        "pngcairo size 1200,640 font 'sans,10'" } do
+    for _, kind in ipairs {
+        "svg size 1200,640 dynamic background rgb 'white' font 'sans,12'",
+        "pngcairo size 1200,640 font 'sans,10'",
+    } do
         file:write("set terminal ", kind, "\nset output '", dir, "/clone.", kind:sub(1, 3), "'\nreset\n", picture,
             "unset output\n")
     end
