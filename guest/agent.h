@@ -141,7 +141,7 @@ void link_frame(struct link *l, enum fcvm_wire_type type, unsigned channel, uint
 void link_result(struct link *l, uint32_t stream, const void *payload, size_t size);
 /* code: -errno */
 void link_refuse(struct link *l, uint32_t stream, int code, const char *fmt, ...) FCVM_PRINTF(4, 5);
-/* The host broke the rules: nothing counts until it says HELLO anew. */
+/* The host broke the rules: it is told by a RESULT of stream 0, and nothing counts until it says HELLO anew. */
 void link_lose_sync(struct link *l);
 
 /* ---- streams ---- */
@@ -210,6 +210,8 @@ struct stream *stream_find(struct link *l, uint32_t id);
 void stream_queue(struct stream *s);
 /* The host lets go of it. kill: the process is ended, unless it was started to be detached. */
 void stream_drop(struct stream *s, bool kill);
+/* The same from our side, with CLOSE. */
+void stream_end(struct stream *s);
 /* Frees it once the turn is over, whatever state it is in; of a process only after it was reaped. */
 void stream_bury(struct stream *s);
 void stream_free_dead(struct agent *a);

@@ -307,15 +307,11 @@ static void obey_hello(struct link *l, const struct fcvm_wire_header *h, const u
 
 static void obey_close(struct stream *s)
 {
-	struct link *l = s->link;
-	uint32_t id = s->id;
-
 	/* Each OPEN has its one RESULT, also if nobody waits for it any more. */
 	if (s->kind == STREAM_ACCEPTING || s->kind == STREAM_CONNECTING ||
 		s->kind == STREAM_REMOVE)
-		link_refuse(l, id, -ECANCELED, "given up");
-	stream_drop(s, true);
-	link_frame(l, FCVM_WIRE_CLOSE, 0, id, 0);
+		link_refuse(s->link, s->id, -ECANCELED, "given up");
+	stream_end(s);
 }
 
 static void obey_stream(struct stream *s, const struct fcvm_wire_header *h, const uint8_t *payload)
@@ -365,9 +361,14 @@ static void obey(struct link *l, const struct fcvm_wire_header *h, const uint8_t
 
 void link_lose_sync(struct link *l)
 {
+	bool greeted = l->greeted;
+
 	l->synced = false;
 	l->after_zero = false;
 	l->greeted = false;
+	/* Else the host would wait for ever on a link that is silent. Whoever is about to take over skips it. */
+	if (greeted)
+		link_refuse(l, 0, -EPROTO, "what the host sent is against the rules");
 }
 
 /* Drops bytes up to something that looks like a HELLO behind a zero; synced if it is one. */

@@ -140,6 +140,15 @@ void stream_drop(struct stream *s, bool kill)
 	stream_bury(s);
 }
 
+void stream_end(struct stream *s)
+{
+	struct link *l = s->link;
+	uint32_t id = s->id;
+
+	stream_drop(s, true);
+	link_frame(l, FCVM_WIRE_CLOSE, 0, id, 0);
+}
+
 /* ---- pumping ---- */
 
 /* The process is gone and its output is out. */
@@ -236,8 +245,13 @@ void stream_data(struct stream *s, unsigned channel, const uint8_t *data, size_t
 
 	if (!c || c->eof || s->kind == STREAM_CONNECTING)
 		return;
-	if (size > FCVM_WIRE_WINDOW - c->owed || s->agent->pending + size > PENDING_MAX) {
+	if (size > FCVM_WIRE_WINDOW - c->owed) {
 		link_lose_sync(s->link);
+		return;
+	}
+	/* Windows of many streams may add up to more than we hold: that is no fault of the host's. */
+	if (s->agent->pending + size > PENDING_MAX) {
+		stream_end(s);
 		return;
 	}
 	channel_push(c, data, size);

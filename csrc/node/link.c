@@ -244,6 +244,11 @@ static void obey(struct fcvm_link *l, const struct fcvm_wire_header *h, const ui
 			"the agent sent a frame of type %u, which only hosts send", h->type);
 		return;
 	}
+	if (h->stream == 0 && h->type == FCVM_WIRE_RESULT) {
+		fcvm_link_end_locked(l, -EPROTO,
+			"the agent says that what we sent is against the rules");
+		return;
+	}
 	if (h->stream == 0 || h->stream >= l->next_id) {
 		fcvm_link_end_locked(l, -EPROTO,
 			"the agent answered on stream %u, which was never opened",
@@ -313,7 +318,8 @@ static void on_carrier(void *data, uint64_t tag, uint32_t events)
 	bool mine;
 
 	fcvm_link_lock(l);
-	if (events & EPOLLOUT && !l->dead) {
+	/* Not what gathers behind a FREEZE: it waits for nobody. */
+	if (events & EPOLLOUT && l->out_waits && !l->dead) {
 		bool was_long = l->out.size >= OUT_SOFT;
 
 		send_out(l);

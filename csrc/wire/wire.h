@@ -21,7 +21,10 @@
  * - Channels: 0 towards the agent (stdin), 1 and 2 from it (stdout, stderr), 3 and up both ways (descriptors 3
  *   and up of a spawned program). CONNECT and ACCEPT streams use channel 0 both ways.
  * - Credit: per stream, channel and direction the sender may have FCVM_WIRE_WINDOW bytes in flight; CREDIT (arg:
- *   bytes) gives back what the receiver has passed on. Who sends more is in error and the link is closed.
+ *   bytes) gives back what the receiver has passed on. Who sends more is in error: a host closes the carrier; an
+ *   agent, whose carrier may be a port that cannot be closed, sends a RESULT with EPROTO on stream 0, which no
+ *   OPEN has, and obeys nothing until the next HELLO. An agent that cannot hold what all streams together have in
+ *   flight ends one of them with CLOSE.
  * - FREEZE: after its RESULT the agent sends nothing on any link until HELLO or THAW; the host has then nothing
  *   in flight either, so a snapshot taken now holds a link at a frame boundary.
  */

@@ -545,6 +545,7 @@ static void test_rules(void)
 	id = open_op(h, FCVM_WIRE_PING, "p", 1);
 	settle(h, 200);
 	CHECK(!h->s[id].result);
+	CHECK(h->s[0].result && h->s[0].code == EPROTO);
 	CHECK(hello(h, 10, 0, true));
 	/* Ids that do not grow. */
 	CHECK(ok(h, open_op(h, FCVM_WIRE_PING, "p", 1)));
@@ -566,6 +567,29 @@ static void test_rules(void)
 	if (!sanitised())
 		CHECK(rss_kb(h->pid) < 4 * 1024);
 	free(junk);
+	stop(h);
+}
+
+/* Honest windows of many streams are more than the agent holds: it ends some, the link goes on. */
+static void test_windows(void)
+{
+	enum { N = 200 };
+	struct host *h = start();
+	uint8_t *data = calloc(1, 65536);
+	uint32_t id[N];
+	unsigned closed = 0;
+
+	for (unsigned i = 0; i < N; i++) {
+		id[i] = spawn(h, &(struct run){0}, (const char *[]){"sleep", "1000", NULL});
+		CHECK(ok(h, id[i]));
+		for (unsigned j = 0; j < FCVM_WIRE_WINDOW / 65536; j++)
+			frame(h, FCVM_WIRE_DATA, 0, id[i], data, 65536, 0);
+	}
+	CHECK(said(h, sh(h, "echo fine"), "fine\n"));
+	for (unsigned i = 0; i < N; i++)
+		closed += h->s[id[i]].closed;
+	CHECK(closed > 0 && closed < N / 2);
+	free(data);
 	stop(h);
 }
 
@@ -712,7 +736,7 @@ int main(void)
 		{"signals", test_signals}, {"tty", test_tty}, {"channels", test_channels},
 		{"files", test_files}, {"trees", test_trees}, {"sockets", test_sockets},
 		{"takeover", test_takeover}, {"resync", test_resync}, {"hostile", test_hostile},
-		{"rules", test_rules},
+		{"rules", test_rules}, {"windows", test_windows},
 		{"never reads", test_never_reads}, {"freeze", test_freeze},
 		{"identity", test_identity}, {"exec", measure_exec},
 	};

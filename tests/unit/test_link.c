@@ -227,6 +227,13 @@ static void oversized(struct fake *f)
 	silent(f);
 }
 
+static void gives_up(struct fake *f)
+{
+	if (started(f))
+		put(f, FCVM_WIRE_RESULT, 0, 0, "rules", 5, EPROTO);
+	silent(f);
+}
+
 static void unknown_stream(struct fake *f)
 {
 	if (started(f))
@@ -334,7 +341,7 @@ static void test_breakers(void)
 {
 	static void (*const breakers[])(struct fake *) = {no_frame, oversized, unknown_stream,
 		host_frame, second_result, early_data, early_exit, wrong_channel, after_eof,
-		too_much_credit, huge_credit, zero_data};
+		too_much_credit, huge_credit, zero_data, gives_up};
 	static struct fake f;
 
 	for (unsigned i = 0; i < sizeof breakers / sizeof *breakers; i++) {
