@@ -36,6 +36,7 @@ vmms() {
 # What is left of the test goes, whatever its result.
 at_exit() {
 	local status=$? pid
+	((BASHPID == $$)) || exit $status # a subshell's end is not the test's
 	for pid in $(jobs -p) $(vmms); do
 		kill -KILL "$pid" 2>/dev/null
 	done
@@ -83,6 +84,10 @@ within() {
 		(($(now_ms) < end)) || return 1
 		sleep 0.02
 	done
+}
+
+gone() { # PID
+	! kill -0 "$1" 2>/dev/null
 }
 
 no_vmms() {
