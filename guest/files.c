@@ -23,14 +23,6 @@ static void answer(struct link *l, uint32_t id, int code, const char *what, cons
 		link_result(l, id, NULL, 0);
 }
 
-static int make_dir(const char *path, mode_t mode, bool parents)
-{
-	/* fcvm_dir_make() takes an existing one; asked for without parents, that is an error. */
-	if (mkdir(path, mode) == 0)
-		return chmod(path, mode) < 0 ? -errno : 0; /* umask or not */
-	return parents ? fcvm_dir_make(path, mode) : -errno;
-}
-
 void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
 	uint32_t mode = fcvm_wire_get_u32(r);
@@ -47,8 +39,11 @@ void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 			return answer(l, id, -ENOMEM, "mkdir", path);
 		strcpy(f->path, path);
 	}
-	code = make_dir(path, mode & 07777, flags & 1);
+	code = fcvm_dir_create(path, mode & 07777, flags & 1);
+	/* What was there is somebody's: a lease must not remove it. */
 	if (code == 0 && f)
+		code = -EEXIST;
+	if (code > 0 && f)
 		LIST_INSERT_HEAD(&l->folders, f, entry);
 	else
 		free(f);

@@ -35,6 +35,10 @@ int fcvm_file_replace(int dirfd, const char *name, const void *data, size_t size
 /* Makes each missing folder of the path with the mode. 0 or -errno. */
 int fcvm_dir_make(const char *path, mode_t mode);
 
+/* Makes a folder that has exactly the mode, whatever the umask. parents: as fcvm_dir_make those before it. 1, or 0 if
+ * it was there already (without parents that is -EEXIST), or -errno. */
+int fcvm_dir_create(const char *path, mode_t mode, bool parents);
+
 /* Removes a file or folder with all it holds, never following symlinks or crossing into another mount; a missing
  * one is no error. 0 or the first -errno (the rest is removed all the same). */
 int fcvm_tree_remove(int dirfd, const char *name);

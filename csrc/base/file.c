@@ -6,11 +6,22 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/fd.h"
 
 enum { MAX_DEPTH = 512 }; /* one descriptor each while a tree is removed */
+
+/* openat2(2), for headers that lack it: linux/openat2.h. */
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+enum { NO_CROSSING = 0x01 };
+struct open_how_v0 {
+	uint64_t flags, mode, resolve;
+};
 
 void fcvm_random(void *buf, size_t size)
 {
@@ -121,25 +132,73 @@ int fcvm_dir_make(const char *path, mode_t mode)
 	return stat(copy, &st) < 0 ? -errno : S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
 }
 
+int fcvm_dir_create(const char *path, mode_t mode, bool parents)
+{
+	_cleanup_free_ char *copy = strdup(path);
+	size_t size = strlen(path);
+	struct stat st;
+	char *slash;
+	int r = 0;
+
+	if (!copy)
+		return -ENOMEM;
+	while (size > 1 && copy[size - 1] == '/')
+		copy[--size] = 0;
+	slash = strrchr(copy, '/');
+	if (parents && slash && slash > copy) {
+		*slash = 0;
+		r = fcvm_dir_make(copy, mode);
+		*slash = '/';
+	}
+	if (r < 0)
+		return r;
+	if (mkdir(copy, mode) == 0)
+		return chmod(copy, mode) < 0 ? -errno : 1; /* umask or not */
+	if (errno != EEXIST || !parents)
+		return -errno;
+	return stat(copy, &st) < 0 ? -errno : S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
+}
+
 /* Empties the folder fd (closed here). */
 static int empty_dir(int fd, dev_t device, unsigned depth);
 
+/* A folder, but not what is mounted there: a bind mount of the same file system is told by openat2 only. */
+static int open_beneath(int dirfd, const char *name, dev_t device)
+{
+	struct open_how_v0 how = {
+		.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+		.resolve = NO_CROSSING,
+	};
+	struct stat st;
+	int fd = syscall(SYS_openat2, dirfd, name, &how, sizeof how);
+
+	/* Before Linux 5.6, or kept away by a seccomp filter that does not know it. */
+	if (fd < 0 && (errno == ENOSYS || errno == EPERM))
+		fd = openat(dirfd, name, how.flags);
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0 || st.st_dev != device) {
+		fcvm_close(fd);
+		return -EXDEV;
+	}
+	return fd;
+}
+
 static int remove_entry(int dirfd, const char *name, dev_t device, unsigned depth)
 {
-	struct stat st;
 	int fd, r;
 
 	if (unlinkat(dirfd, name, 0) == 0 || errno == ENOENT)
 		return 0;
 	if (errno != EISDIR && errno != EPERM)
 		return -errno;
-	fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (depth == 0)
+		return -ELOOP;
+	/* Mounts on the way to the tree are the caller's. */
+	fd = depth < MAX_DEPTH ? open_beneath(dirfd, name, device)
+			       : openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
-		return -errno;
-	if (fstat(fd, &st) < 0 || st.st_dev != device || depth == 0) {
-		fcvm_close(fd);
-		return depth == 0 ? -ELOOP : -EXDEV;
-	}
+		return depth < MAX_DEPTH ? fd : -errno;
 	r = empty_dir(fd, device, depth - 1);
 	if (unlinkat(dirfd, name, AT_REMOVEDIR) < 0 && errno != ENOENT && r == 0)
 		r = -errno;

@@ -107,10 +107,10 @@ static void watch_carrier(struct fcvm_link *l)
 
 	if (!l->source)
 		return;
-	if (events)
-		fcvm_source_set(l->source, events);
-	else
+	if (!events)
 		fcvm_source_mute(l->source);
+	else if (fcvm_source_set(l->source, events) < 0)
+		fcvm_link_end_locked(l, -ENOMEM, "cannot watch the carrier");
 }
 
 static void send_out(struct fcvm_link *l)

@@ -182,11 +182,16 @@ void fcvm_local_reap(struct fcvm_node *n, struct fcvm_proc *p, bool killed)
 	local->reaps = r;
 	r->listed = true;
 	k = fcvm_reactor_add(reactor, p->pidfd, EPOLLIN, &reap_class, r, 0, &r->source);
-	if (k < 0) /* ...which has freed r by its class */
-		local->reaps = local->reaps->next;
-	pthread_mutex_unlock(&local->lock);
 	if (k < 0)
+		local->reaps = r->next;
+	pthread_mutex_unlock(&local->lock);
+	if (k == 0)
+		return;
+	free(r);
+	if (killed)
 		reap_now(p, 2000);
+	else
+		fcvm_proc_done(p);
 }
 
 /* ---- the lease ---- */

@@ -57,14 +57,11 @@ int fcvm_local_stat(struct fcvm_node *n, const char *path, const struct fcvm_unt
 int fcvm_local_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool parents, bool lease,
 	const struct fcvm_until *until, struct fcvm_err *err)
 {
-	int k = 0;
+	int k = fcvm_dir_create(path, mode & 07777, parents);
 
-	if (mkdir(path, mode & 07777) == 0)
-		k = chmod(path, mode & 07777) < 0 ? -errno : 0; /* umask or not */
-	else
-		k = parents ? fcvm_dir_make(path, mode & 07777) : -errno;
-	if (k == 0 && lease)
-		k = fcvm_local_lease(n, path);
+	/* What was there is somebody's: a lease must not remove it. */
+	if (lease && k >= 0)
+		k = k > 0 ? fcvm_local_lease(n, path) : -EEXIST;
 	return k < 0 ? fcvm_fail_errno(err, k, "local: mkdir %s", path) : 0;
 }
 

@@ -168,7 +168,8 @@ struct fcvm_node_stat {
 };
 int fcvm_node_stat(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 	struct fcvm_node_stat *ret, struct fcvm_err *err);
-/* lease: the folder is removed when the node's lease ends (local: when the node is freed). */
+/* The folder gets exactly this mode if it is made. lease: it is removed when the node's lease ends (local: when the
+ * node is freed); so one that is there already is -EEXIST then, parents or not. */
 int fcvm_node_mkdir(struct fcvm_node *n, const char *path, mode_t mode, bool parents, bool lease,
 	const struct fcvm_until *until, struct fcvm_err *err);
 int fcvm_node_rename(struct fcvm_node *n, const char *from, const char *to,

@@ -174,29 +174,32 @@ int fcvm_reactor_add(struct fcvm_reactor *r, int fd, uint32_t events,
 		.events = events,
 		.added = true,
 	};
-	/* Before the first callback can come. */
-	*ret = s;
-	class->ref(data);
 	if (epoll_ctl(r->epoll, EPOLL_CTL_ADD, fd, &e) < 0) {
 		int k = -errno;
 
-		*ret = NULL;
-		class->unref(data);
 		free(s);
 		return k;
 	}
+	class->ref(data);
+	*ret = s;
 	return 0;
 }
 
-void fcvm_source_set(struct fcvm_source *s, uint32_t events)
+int fcvm_source_set(struct fcvm_source *s, uint32_t events)
 {
 	struct epoll_event e = {.events = events, .data.ptr = s};
 
 	if (s->added && s->events == events)
-		return;
-	epoll_ctl(s->reactor->epoll, s->added ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, s->fd, &e);
+		return 0;
+	if (epoll_ctl(s->reactor->epoll, s->added ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, s->fd, &e) < 0) {
+		int k = -errno;
+
+		fcvm_source_mute(s);
+		return k;
+	}
 	s->added = true;
 	s->events = events;
+	return 0;
 }
 
 void fcvm_source_mute(struct fcvm_source *s)

@@ -18,7 +18,7 @@ struct fcvm_source;
 
 struct fcvm_source_class {
 	void (*ready)(void *data, uint64_t tag, uint32_t events); /* on the reactor's thread */
-	void (*ref)(void *data);                                  /* when the source is added */
+	void (*ref)(void *data);                                  /* once the source is added */
 	void (*unref)(void *data); /* some time after it was removed, on any thread */
 };
 
@@ -27,10 +27,13 @@ int fcvm_reactor_new(struct fcvm_reactor **ret); /* starts the thread; -errno */
 void fcvm_reactor_free(struct fcvm_reactor *r);
 
 /* Watches fd (borrowed; remove the source before closing it). events: EPOLLIN and the like; 0: only
- * EPOLLHUP and EPOLLERR. Level triggered. Thread safe, as are the two below. */
+ * EPOLLHUP and EPOLLERR. Level triggered. Thread safe, as are the three below; but call it with the
+ * object's lock held, so that a callback waits until *ret and the reference are there. 0 or -errno:
+ * then neither ref nor unref was called. */
 int fcvm_reactor_add(struct fcvm_reactor *r, int fd, uint32_t events,
 	const struct fcvm_source_class *class, void *data, uint64_t tag, struct fcvm_source **ret);
-void fcvm_source_set(struct fcvm_source *s, uint32_t events);
+/* -errno: nothing is watched any more. */
+int fcvm_source_set(struct fcvm_source *s, uint32_t events);
 /* Not even EPOLLHUP, until the next _set. */
 void fcvm_source_mute(struct fcvm_source *s);
 void fcvm_source_remove(struct fcvm_source *s); /* NULL allowed */

@@ -90,9 +90,10 @@ static bool may_read(const struct client *c)
 static void watch_client(struct client *c)
 {
 	/* Its hang-up is told in any case. */
-	if (!c->gone)
-		fcvm_source_set(
-			c->source, (may_read(c) ? EPOLLIN : 0) | (c->out_waits ? EPOLLOUT : 0));
+	uint32_t events = (may_read(c) ? EPOLLIN : 0) | (c->out_waits ? EPOLLOUT : 0);
+
+	if (!c->gone && fcvm_source_set(c->source, events) < 0)
+		leave(c);
 }
 
 static void flush_client(struct client *c)

@@ -169,7 +169,8 @@ static void watch(struct fcvm_stream *s, struct channel *c)
 			    l->reactor, c->fd, events, &channel_class, l, tag, &c->source) < 0)
 			fcvm_link_end_locked(l, -ENOMEM, "cannot watch a stream");
 	} else if (c->source && (events || (c->two_way && !c->hung_up))) {
-		fcvm_source_set(c->source, events);
+		if (fcvm_source_set(c->source, events) < 0)
+			fcvm_link_end_locked(l, -ENOMEM, "cannot watch a stream");
 	} else if (c->source) {
 		fcvm_source_mute(c->source);
 	}

@@ -84,7 +84,8 @@ enum fcvm_wire_op {
 	FCVM_WIRE_CONNECT = 11,  /* string address: "unix:/path" or "tcp:127.0.0.1:80" */
 	FCVM_WIRE_LISTEN = 12,   /* string address; the stream lives as long as the listener */
 	FCVM_WIRE_ACCEPT = 13,   /* u32 stream of the listener; RESULT when somebody has connected */
-	FCVM_WIRE_MKDIR = 14,    /* u32 mode, u32 flags (1: parents, 2: removed when the link ends), string path */
+	FCVM_WIRE_MKDIR = 14,    /* u32 mode, u32 flags (1: parents, 2: removed when the link ends; EEXIST
+	                          * if it was there), string path */
 	FCVM_WIRE_RENAME = 15,   /* string from, string to */
 	FCVM_WIRE_REMOVE = 16,   /* string path; recursive; a missing one is no error */
 	FCVM_WIRE_STAT = 17,     /* string path (not followed); RESULT: struct fcvm_wire_stat */

@@ -654,6 +654,10 @@ static void test_files(void)
 	CHECK(fcvm_file_read(AT_FDCWD, at("f/x"), 3, &text, NULL) == -EFBIG);
 	CHECK(fcvm_file_read(AT_FDCWD, at("f/x"), 4, &text, NULL) == 0);
 	free(text);
+	CHECK(fcvm_dir_create(at("f/n/m"), 0777, false) == -ENOENT);
+	CHECK(fcvm_dir_create(at("f/n/m/"), 0777, true) == 1 && stat(at("f/n/m"), &st) == 0);
+	CHECK((st.st_mode & 07777) == 0777 && fcvm_dir_create(at("f/n/m"), 0700, true) == 0);
+	CHECK(fcvm_dir_create(at("f/n/m"), 0700, false) == -EEXIST);
 	CHECK(fcvm_dir_make(at("f/x"), 0755) == -ENOTDIR && fcvm_dir_make(at("f/x/y"), 0755) < 0);
 	CHECK(fcvm_tree_remove(AT_FDCWD, at("nothing")) == 0);
 	put(at("keep"), "kept");
@@ -670,13 +674,17 @@ static void test_remove_mount(void)
 
 	if (pid == 0) {
 		CHECK(fcvm_dir_make(at("m/mnt"), 0755) == 0);
+		CHECK(fcvm_dir_make(at("m/bound"), 0755) == 0 && fcvm_dir_make(at("bound"), 0755) == 0);
+		put(at("bound/f"), "x");
 		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-			mount("tmpfs", at("m/mnt"), "tmpfs", 0, NULL) < 0)
+			mount("tmpfs", at("m/mnt"), "tmpfs", 0, NULL) < 0 ||
+			mount(at("bound"), at("m/bound"), NULL, MS_BIND, NULL) < 0)
 			_exit(77);
 		check_failed = 0;
 		put(at("m/mnt/f"), "x");
 		put(at("m/beside"), "x");
 		CHECK(fcvm_tree_remove(AT_FDCWD, at("m")) < 0);
+		CHECK(holds(at("bound/f"), "x")); /* the same file system, yet not of the tree */
 		CHECK(holds(at("m/mnt/f"), "x") && access(at("m/beside"), F_OK) < 0);
 		_exit(check_failed != 0);
 	}

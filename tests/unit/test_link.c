@@ -18,6 +18,7 @@
 #include "base/tree.h"
 #include "check.h"
 #include "node/node.h"
+#include "node/reactor.h"
 #include "wire/wire.h"
 
 static struct fcvm_node *host;
@@ -727,10 +728,41 @@ static void test_no_freeze(void)
 	part(&f, n);
 }
 
+/* ---- the reactor ---- */
+
+static int references;
+
+static void count_ref(void *data)
+{
+	references++;
+}
+
+static void count_unref(void *data)
+{
+	references--;
+}
+
+/* Adding that fails leaves the object alone: its owner does. */
+static void test_reactor(void)
+{
+	static const struct fcvm_source_class class = {NULL, count_ref, count_unref};
+	struct fcvm_source *s = NULL;
+	struct fcvm_reactor *r;
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC); /* epoll takes no files */
+
+	CHECK(fcvm_reactor_new(&r) == 0);
+	references = 1;
+	CHECK(fcvm_reactor_add(r, fd, EPOLLIN, &class, NULL, 0, &s) == -EPERM && !s);
+	CHECK(references == 1);
+	fcvm_reactor_free(r);
+	close(fd);
+}
+
 int main(void)
 {
 	if (fcvm_node_local(&host, &err) < 0)
 		return 1;
+	test_reactor();
 	test_greeting();
 	test_breakers();
 	test_oddities();

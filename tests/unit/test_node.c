@@ -284,6 +284,9 @@ static void test_lease(void)
 		return;
 	CHECK(ok(fcvm_node_mkdir(n, at("lease"), 0700, false, true, NULL, &err)));
 	CHECK(ok(fcvm_node_write_file(n, at("lease/x"), "x", 1, 0600, NULL, &err)));
+	/* Not what it has not made. */
+	CHECK(ok(fcvm_node_mkdir(node, at("others"), 0700, false, false, NULL, &err)));
+	CHECK(fcvm_node_mkdir(n, at("others"), 0700, true, true, NULL, &err) == -EEXIST);
 	snprintf(script, sizeof script, "echo $$ > %s/pid2; exec sleep 100", folder);
 	CHECK(ok(fcvm_node_spawn(n, &(struct fcvm_spawn){.argv = argv}, NULL, &p, &err)));
 	snprintf(script, sizeof script, "test -s %s/pid2", folder);
@@ -294,6 +297,7 @@ static void test_lease(void)
 		folder);
 	CHECK(soon(script, 5000));
 	CHECK(fcvm_node_stat(node, at("lease"), NULL, &st, &err) == -ENOENT);
+	CHECK(ok(fcvm_node_stat(node, at("others"), NULL, &st, &err)));
 }
 
 static void *kill_link(void *arg)
