@@ -337,8 +337,9 @@ int args_count(const struct args *args, const char *name, unsigned *ret)
 		return 0;
 	errno = 0;
 	v = strtoul(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || v > 1000000)
-		return misuse("%s: --%s %s: a number is wanted", args->verb->name, name, text);
+	if (*text < '0' || *text > '9' || *end || errno || !v || v > 1000000)
+		return misuse(
+			"%s: --%s %s: a number from 1 on is wanted", args->verb->name, name, text);
 	*ret = (unsigned)v;
 	return 0;
 }

@@ -186,8 +186,9 @@ static int dispatch(char **argv)
 		return EXIT_MISUSE;
 	}
 	if (strcmp(first, "help") == 0 && second) {
-		char *words[] = {argv[1], argv[2] ? argv[2] : (char *)"--help",
-			argv[2] ? (char *)"--help" : NULL, NULL};
+		bool two = argv[2] && is_group(second);
+		char *words[] = {argv[1], two ? argv[2] : (char *)"--help",
+			two ? (char *)"--help" : NULL, NULL};
 
 		return dispatch(words);
 	}

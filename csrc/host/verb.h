@@ -63,6 +63,7 @@ const char *args_nth(const struct args *args, const char *name, int i);
  * untouched if it was not given. */
 int args_size(const struct args *args, const char *name, unsigned long long *ret);
 int args_ms(const struct args *args, const char *name, long long *ret);
+/* From 1 on. */
 int args_count(const struct args *args, const char *name, unsigned *ret);
 
 /* Parses what follows the verb. 0; EXIT_MISUSE after having said so; -1: help was asked for. */
