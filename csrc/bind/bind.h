@@ -9,10 +9,10 @@
  *	require "fcvm"
  *	b = fcvm_bind_of(L);                          for the handler of SIGINT
  *
- * Ctrl-C: the handler calls fcvm_bind_interrupt(b). A blocking call, a wait for tasks and pure Lua
- * code all end by raising the value fcvm.interrupted (fcvm_bind_is_interrupted() knows it), so that
- * <close> variables are closed on the way out. A prompt calls fcvm_bind_interrupt_clear() before it
- * runs a line, so that an interrupt that came between two lines hits nothing.
+ * Ctrl-C: the handler calls fcvm_bind_interrupt(b, L). A blocking call, a wait for tasks and pure
+ *Lua code all end by raising the value fcvm.interrupted (fcvm_bind_is_interrupted() knows it), so
+ *that <close> variables are closed on the way out. A prompt calls fcvm_bind_interrupt_clear()
+ *before it runs a line, so that an interrupt that came between two lines hits nothing.
  */
 #ifndef FCVM_BIND_H
 #define FCVM_BIND_H
@@ -31,8 +31,10 @@ void fcvm_bind_preload(lua_State *L);
 /* NULL until fcvm.core was required. */
 struct fcvm_bind *fcvm_bind_of(lua_State *L);
 
-/* Async-signal-safe, as far as lua_sethook is (lua.c relies on the same). Takes NULL. */
-void fcvm_bind_interrupt(struct fcvm_bind *b);
+/* Async-signal-safe, as far as lua_sethook is (lua.c relies on the same). running: the coroutine
+ * that runs now, if the host knows; without it, only the main one and tasks are interrupted. Both
+ * may be NULL. */
+void fcvm_bind_interrupt(struct fcvm_bind *b, lua_State *running);
 
 /* Forgets an interrupt that nobody has seen yet. Takes NULL. */
 void fcvm_bind_interrupt_clear(struct fcvm_bind *b);

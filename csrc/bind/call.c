@@ -271,14 +271,15 @@ static int running(lua_State *L)
 	return 0;
 }
 
-/* scheduling(boolean): from now on; returns what was so far. */
+/* scheduling(true): this coroutine does from now on. Returns what is to be given to scheduling() in
+ * the end. */
 static int scheduling(lua_State *L)
 {
 	struct fcvm_bind *b = fcvm_bind_of(L);
 
-	lua_pushboolean(L, b && b->scheduling);
+	lua_pushlightuserdata(L, b ? (void *)b->scheduler : NULL);
 	if (b)
-		b->scheduling = lua_toboolean(L, 1);
+		b->scheduler = lua_isboolean(L, 1) ? L : lua_touserdata(L, 1);
 	return 1;
 }
 
@@ -288,8 +289,8 @@ static int is_call(lua_State *L)
 	return 1;
 }
 
-/* cancel(call): its task is going to raise fcvm.cancelled as soon as the call has ended. False: not out of this one,
- * which must finish, and so must what its caller does after it. */
+/* cancel(call): its task is going to raise fcvm.cancelled as soon as the call has ended. False: not
+ * out of this one, which must finish, and so must what its caller does after it. */
 static int cancel(lua_State *L)
 {
 	struct fcvm_call *call = luaL_checkudata(L, 1, meta_call);

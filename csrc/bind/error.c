@@ -108,29 +108,34 @@ static void interrupted_hook(lua_State *L, lua_Debug *ar)
 
 	(void)ar;
 	/* later: the scheduler's next wait sees the fd, and the hook stays */
-	if (b && b->scheduling && L != b->running)
+	if (b && L == b->scheduler)
 		return;
 	lua_sethook(L, NULL, 0, 0);
 	if (b)
 		fcvm_error_raise_interrupted(L, b);
 }
 
-void fcvm_bind_interrupt(struct fcvm_bind *b)
+static void set_hook(lua_State *L)
 {
-	const int always = LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT;
+	if (L)
+		lua_sethook(L, interrupted_hook,
+			LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
+void fcvm_bind_interrupt(struct fcvm_bind *b, lua_State *running)
+{
 	int saved = errno;
-	lua_State *running;
 	ssize_t r;
 
 	if (!b)
 		return;
 	r = write(b->interrupt_fd, &(uint64_t){1}, sizeof(uint64_t));
 	(void)r;
-	/* hooks are each coroutine's own: the task that computes has one to itself */
-	running = b->running;
-	lua_sethook(b->main, interrupted_hook, always, 1);
-	if (running)
-		lua_sethook(running, interrupted_hook, always, 1);
+	/* hooks are each coroutine's own: the task that computes has one to itself, and so has a
+	 * coroutine that it runs */
+	set_hook(b->main);
+	set_hook(b->running);
+	set_hook(running);
 	errno = saved;
 }
 

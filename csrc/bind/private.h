@@ -30,7 +30,8 @@ struct fcvm_bind {
 	lua_State *main;
 	lua_State *volatile running; /* the task's coroutine that runs now; NULL: none. Read by a
 					signal handler */
-	bool scheduling; /* task.lua is between two tasks, where an interrupt must not strike */
+	const lua_State *scheduler;  /* the coroutine where task.lua is between two tasks, and an
+					interrupt must not strike; NULL: none */
 };
 
 /* ---- errors (error.c) ---- */
@@ -46,8 +47,8 @@ int fcvm_error_raise_cancelled(lua_State *L);
 /* ---- handles (handle.c) ---- */
 
 struct fcvm_handle_type {
-	const char *name; /* as users call it: "snapshot" */
-	const char *meta; /* its metatable's name in the registry */
+	const char *name;              /* as users call it: "snapshot" */
+	const char *meta;              /* its metatable's name in the registry */
 	void (*hurry)(void *object);   /* before the wait for calls that still run; may be NULL */
 	void (*release)(void *object); /* from any thread; may block a little */
 };

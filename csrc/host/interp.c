@@ -15,7 +15,8 @@
 #include "host/progress.h"
 
 /* What the signal handler works on; written on the main thread before the handler may see it. */
-static lua_State *running;
+static lua_State *whole;                 /* what interp_call runs */
+static lua_State *volatile running;      /* it, or the coroutine that runs now */
 static struct fcvm_bind *volatile bound; /* NULL until the script requires fcvm */
 
 /* ---- signals ---- */
@@ -30,11 +31,97 @@ static void raise_interrupted(lua_State *L, lua_Debug *ar)
  * is only Lua. */
 static void interrupt_call(void)
 {
-	if (bound)
-		fcvm_bind_interrupt(bound);
-	else
-		lua_sethook(running, raise_interrupted,
-			LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+	const int always = LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT;
+
+	if (bound) {
+		fcvm_bind_interrupt(bound, running);
+		return;
+	}
+	lua_sethook(whole, raise_interrupted, always, 1);
+	lua_sethook(running, raise_interrupted, always, 1);
+}
+
+/* ---- coroutines ---- */
+
+/*
+ * coroutine.resume and coroutine.wrap as Lua has them, but for noting which coroutine runs: hooks
+ * are each coroutine's own, so that a signal would not strike in one whose end or yield others wait
+ * for.
+ */
+
+/* The arguments are on top of L. How many results are there instead; -1: an error object. */
+static int resume(lua_State *L, lua_State *co, int nargs)
+{
+	lua_State *before = running;
+	int n, r;
+
+	if (!lua_checkstack(co, nargs)) {
+		lua_pushliteral(L, "too many arguments to resume");
+		return -1;
+	}
+	lua_xmove(L, co, nargs);
+	running = co;
+	r = lua_resume(co, L, nargs, &n);
+	running = before;
+	if (r != LUA_OK && r != LUA_YIELD) {
+		lua_xmove(co, L, 1);
+		return -1;
+	}
+	if (!lua_checkstack(L, n + 1)) {
+		lua_pop(co, n);
+		lua_pushliteral(L, "too many results to resume");
+		return -1;
+	}
+	lua_xmove(co, L, n);
+	return n;
+}
+
+static int coroutine_resume(lua_State *L)
+{
+	lua_State *co = lua_tothread(L, 1);
+	int n;
+
+	luaL_argexpected(L, co, 1, "coroutine");
+	n = resume(L, co, lua_gettop(L) - 1);
+	lua_pushboolean(L, n >= 0);
+	n = n < 0 ? 1 : n;
+	lua_insert(L, -(n + 1));
+	return n + 1;
+}
+
+/* What coroutine.wrap returns; the coroutine is its upvalue. */
+static int wrapped(lua_State *L)
+{
+	lua_State *co = lua_tothread(L, lua_upvalueindex(1));
+	int n = resume(L, co, lua_gettop(L));
+	int status = lua_status(co);
+
+	if (n >= 0)
+		return n;
+	if (status != LUA_OK && status != LUA_YIELD) {
+		/* It died: its variables are closed, which may be another error. */
+		lua_pop(L, 1);
+		status = lua_resetthread(co);
+		lua_xmove(co, L, 1);
+	}
+	if (status != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
+		luaL_where(L, 1);
+		lua_insert(L, -2);
+		lua_concat(L, 2);
+	}
+	return lua_error(L);
+}
+
+static int coroutine_wrap(lua_State *L)
+{
+	lua_State *co;
+
+	luaL_checktype(L, 1, LUA_TFUNCTION);
+	co = lua_newthread(L);
+	lua_pushvalue(L, 1);
+	lua_xmove(L, co, 1);
+	lua_pushcclosure(L, wrapped, 1);
+	return 1;
 }
 
 /* ---- errors ---- */
@@ -114,7 +201,7 @@ int interp_call(lua_State *L, int nargs, int nresults, bool brief)
 
 	lua_pushcfunction(L, brief ? describe_briefly : describe_fully);
 	lua_insert(L, handler);
-	running = L;
+	running = whole = L;
 	fcvm_bind_interrupt_clear(bound);
 	interrupt_hook(interrupt_call);
 	/* One that came just before. */
@@ -175,6 +262,12 @@ static void set_path(lua_State *L, const char *folder)
 	lua_pop(L, 2);
 }
 
+static const luaL_Reg coroutines[] = {
+	{"resume", coroutine_resume},
+	{"wrap", coroutine_wrap},
+	{NULL, NULL},
+};
+
 static int set_up(lua_State *L)
 {
 	const char *folder = lua_touserdata(L, 1);
@@ -189,6 +282,8 @@ static int set_up(lua_State *L)
 	lua_getglobal(L, "os");
 	lua_pushcfunction(L, exit_in_order);
 	lua_setfield(L, -2, "exit");
+	lua_getglobal(L, "coroutine");
+	luaL_setfuncs(L, coroutines, 0);
 	/* An error in a finalizer has nowhere else to go. */
 	lua_warning(L, "@on", 0);
 	return 0;
@@ -222,7 +317,7 @@ void interp_close(lua_State *L)
 {
 	interrupt_hook(NULL);
 	bound = NULL;
-	running = NULL;
+	running = whole = NULL;
 	fflush(stdout);
 	lua_close(L);
 }

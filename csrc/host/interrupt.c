@@ -18,7 +18,7 @@
 static pthread_t main_thread;
 static int event = -1;
 static volatile sig_atomic_t first;   /* signal */
-static volatile sig_atomic_t presses; /* SIGINTs since the last clear */
+static volatile sig_atomic_t presses; /* of keys, and other signals, since the last clear */
 static volatile sig_atomic_t borne = 1;
 static void (*volatile hook)(void);
 static int terminal = -1;
@@ -61,7 +61,7 @@ static void handle(int signo)
 	}
 	if (!first)
 		first = signo;
-	if (signo != SIGPIPE && ++presses > borne)
+	if (signo != SIGPIPE && ++presses > (signo == SIGINT ? borne : 1))
 		leave_at_once(signo);
 	if (write(event, &one, sizeof one) < 0)
 		leave_at_once(signo); /* cannot be: it is an eventfd that does not block */
@@ -79,7 +79,12 @@ int interrupt_init(void)
 	event = fcvm_fd_event();
 	if (event < 0)
 		return event;
+	/* One at a time: the handler counts them. */
 	sigemptyset(&sa.sa_mask);
+	sigaddset(&sa.sa_mask, SIGINT);
+	sigaddset(&sa.sa_mask, SIGTERM);
+	sigaddset(&sa.sa_mask, SIGHUP);
+	sigaddset(&sa.sa_mask, SIGPIPE);
 	/* SIGINT even where it was ignored (a shell's `fcvm ... &`): who sends it to us by hand
 	 * means us. */
 	sigaction(SIGINT, &sa, NULL);

@@ -4,8 +4,9 @@
  *
  * A signal makes interrupt_fd() readable, which ends the main thread's blocking fcvm calls
  * (fcvm_cancel_by), and calls the hook. What holds things then takes them down in order and the
- * program exits with 128 + the signal. Who presses Ctrl-C once more than is allowed leaves at once:
- * VMs die with their owner all the same.
+ * program exits with 128 + the signal. Who presses Ctrl-C once more than is allowed leaves at once,
+ * and so does who sends SIGTERM or SIGHUP after another signal: VMs die with their owner all the
+ * same.
  */
 #ifndef FCVM_HOST_INTERRUPT_H
 #define FCVM_HOST_INTERRUPT_H

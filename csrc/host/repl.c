@@ -340,8 +340,8 @@ const struct verb verb_repl = {
 	.summary = "Lua at a prompt, with fcvm loaded",
 	.help = "Expressions show their value, help(x) the documentation of x, Tab completes\n"
 		"names, fields and methods. Ctrl-C stops what runs, or drops what is typed;\n"
-		"Ctrl-D leaves, and ends what was started. Without a terminal it reads and\n"
-		"runs lines, and exits with 1 if one of them failed.",
+		"Ctrl-D leaves, and ends what was started; so does Ctrl-\\, at once. Without a\n"
+		"terminal it reads and runs lines, and exits with 1 if one of them failed.",
 	.options = options,
 	.run = run,
 };

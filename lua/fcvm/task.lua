@@ -279,7 +279,8 @@ function Task:__close(err)
 end
 
 function Task:__gc()
-    if self.state == "done" and not self.ok and not self.observed and not self.group and not self.cancelling then
+    if self.state == "done" and not self.ok and not self.observed and not self.group and not self.cancelling and
+        not rawequal(self.results[1], core.interrupted) then
         warn("fcvm: a task that nobody waited for has failed: ", tostring(self.results[1]))
     end
 end

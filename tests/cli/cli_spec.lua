@@ -31,6 +31,7 @@ describe("help", function()
             contains("usage: fcvm " .. verb, out)
             contains("--help", out)
             assert.equal(out, select(2, cli.sh("fcvm help " .. verb)))
+            assert.equal(out, select(2, cli.sh("fcvm help " .. verb .. " more")))
         end)
     end
 
@@ -86,6 +87,7 @@ describe("misuse exits with 2 and", function()
         misuse("fcvm run --memory", "--memory wants a value")
         misuse("fcvm run --memory 12x true", "--memory 12x: a size")
         misuse("fcvm run --vcpus many true", "--vcpus many: a number")
+        misuse("fcvm run --vcpus 0 true", "--vcpus 0: a number from 1 on")
         misuse("fcvm run --timeout -1 true", "--timeout -1: a time")
         misuse("fcvm ls --json=yes", "--json takes no value")
         misuse("fcvm run --tty --no-tty true", "not both")
@@ -248,23 +250,6 @@ describe("script", function()
             contains("gc", cli.read(path))
         end
     end)
-    it("takes no time for nothing", function()
-        if cli.sh("ldd " .. cli.path(cli.fcvm) .. " | grep -q 'lib[at]san'") == 0 then
-            pending "a sanitizer's start-up is not ours"
-            return
-        end
-        local file = cli.program ""
-        local code, out = cli.sh(([[
-            best=1000000
-            for i in 1 2 3 4 5 6 7 8 9 10; do
-                a=$(date +%%s%%N); fcvm script %s; b=$(date +%%s%%N)
-                t=$(((b - a) / 1000)); ((t < best)) && best=$t
-            done
-            echo $best]]):format(file))
-        assert.equal(0, code)
-        -- the best of ten: with what date and bash take, and other work on the machine
-        assert.is_true(tonumber(out) < 10000, "an empty script took " .. out .. " us")
-    end)
 end)
 
 describe("Ctrl-C in a script", function()
@@ -307,6 +292,19 @@ describe("Ctrl-C in a script", function()
         assert.equal(130, code)
         assert.equal("closed", trace)
     end)
+    it("ends coroutines, also within tasks", function()
+        for _, body in ipairs {
+            "ready() coroutine.wrap(function() while true do end end)()",
+            "local go = coroutine.wrap(function() while true do coroutine.yield() end end) ready() while true do go() end",
+            "ready() coroutine.resume(coroutine.create(function() while true do end end)) while true do end",
+            "require 'fcvm'.spawn(function() ready() coroutine.wrap(function() while true do end end)() end):await()",
+        } do
+            local code, trace, text = interrupt(body, "INT")
+            assert.equal(130, code)
+            assert.equal("closed", trace)
+            contains("interrupted", text)
+        end
+    end)
     it("cannot be overlooked by pcall", function()
         assert.equal(130, (interrupt("ready() pcall(function() while true do end end)", "INT")))
     end)
@@ -334,6 +332,38 @@ it("a script whose reader has left ends", function()
     assert.equal(0, code)
     assert.equal("y\n141\n", out)
     assert.equal("", err)
+end)
+
+it("coroutines are those of Lua", function()
+    local code, out, err = cli.call("script", cli.program [[
+        local co = coroutine.create(function(...)
+            local a = coroutine.yield(select("#", ...), ...)
+            error { a }
+        end)
+        assert(coroutine.resume(co, 1, nil) and coroutine.status(co) == "suspended")
+        local ok, value = coroutine.resume(co, "x")
+        assert(not ok and value[1] == "x")
+        assert(select(2, coroutine.resume(co)) == "cannot resume dead coroutine")
+        assert(not pcall(coroutine.resume, 1) and not pcall(coroutine.wrap, 1))
+        assert(select(2, coroutine.resume((coroutine.running()))) == "cannot resume non-suspended coroutine")
+        local closed = {}
+        local gen = coroutine.wrap(function(a)
+            local x <close> = setmetatable({}, { __close = function(_, e) closed[1] = e end })
+            a = a + coroutine.yield(a, a)
+            error("bad " .. a, 0)
+        end)
+        assert(select("#", gen(1)) == 2)
+        local _, message = pcall(gen, 2)
+        assert(message:find "bad 3$" and closed[1] == "bad 3", message)
+        local _, message = pcall(gen)
+        assert(message:find "cannot resume dead coroutine", message)
+        local _, value = pcall(coroutine.wrap(function() error(closed) end))
+        assert(value == closed)
+        local n = 0
+        for i in coroutine.wrap(function() for i = 1, 10 do coroutine.yield(i) end end) do n = n + i end
+        assert(n == 55)
+    ]])
+    assert.same({ 0, "", "" }, { code, out, err })
 end)
 
 describe("repl without a terminal", function()
@@ -462,6 +492,11 @@ describe("repl at a terminal", function()
             send \x03
             expect interrupted
             expect fcvm>
+            send print("be" .. "gun") coroutine.wrap(function() while true do end end)()\n
+            expect begun
+            send \x03
+            expect interrupted
+            expect fcvm>
             send os.execute "echo be''gun; exec sleep 100"\n
             expect begun
             send \x03
@@ -525,5 +560,16 @@ describe("repl at a terminal", function()
     it("ends with its terminal, and by SIGTERM", function()
         cli.play("expect fcvm> \nhangup\nstatus 129", "repl")
         cli.play("expect fcvm> \nsignal 15\nstatus 143", "repl")
+    end)
+    it("ends by SIGTERM when Ctrl-C could not stop what runs", function()
+        cli.play([[
+            expect fcvm>
+            send print("be" .. "gun") while true do pcall(string.find, ("a"):rep(40), ("a*"):rep(40) .. "b") end\n
+            expect begun
+            send \x03
+            expect ^C
+            signal 15
+            status 143
+        ]], "repl")
     end)
 end)

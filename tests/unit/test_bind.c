@@ -202,7 +202,7 @@ static struct fcvm_bind *bound;
 static void on_alarm(int signo)
 {
 	(void)signo;
-	fcvm_bind_interrupt(bound);
+	fcvm_bind_interrupt(bound, NULL);
 }
 
 static const char *const interrupted[] = {
@@ -265,7 +265,7 @@ static void test_interrupt(void)
 			one_interrupt(L, interrupted[i], 3000 + 331 * k);
 	}
 	/* one that nobody has seen is forgotten, and hits nothing */
-	fcvm_bind_interrupt(bound);
+	fcvm_bind_interrupt(bound, NULL);
 	fcvm_bind_interrupt_clear(bound);
 	CHECK(run(L, "fcvm.sleep(0.001) local x = 0 for i = 1, 1000 do x = x + i end") == NULL);
 	bound = NULL;
