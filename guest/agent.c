@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -189,6 +190,9 @@ static struct agent *agent_new(void)
 	if (!a)
 		return NULL;
 	a->init = getpid() == 1;
+	/* What a program leaves behind is ours to reap, as it is PID 1's. */
+	if (!a->init)
+		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	a->power = -1;
 	a->signals.fd = -1;
 	TAILQ_INIT(&a->orphans);
@@ -214,6 +218,7 @@ static int worker_done(int r, const struct fcvm_err *err)
 static int worker(int argc, char **argv)
 {
 	struct fcvm_err err = FCVM_ERR_INIT;
+	int first = 0;
 
 	if (argc == 3 && strcmp(argv[1], "--pack") == 0)
 		return worker_done(fcvm_tree_pack(STDOUT_FILENO, argv[2], &err), &err);
@@ -221,8 +226,14 @@ static int worker(int argc, char **argv)
 		return worker_done(fcvm_tree_unpack(STDIN_FILENO, argv[3], *argv[4] ? argv[4] : NULL,
 						   argv[2][0] == '1', &err),
 				&err);
-	if (argc == 3 && strcmp(argv[1], "--remove") == 0)
-		return -fcvm_tree_remove(AT_FDCWD, argv[2]);
+	if (argc >= 3 && strcmp(argv[1], "--remove") == 0) {
+		for (int i = 2; i < argc; i++) {
+			int r = fcvm_tree_remove(AT_FDCWD, argv[i]);
+
+			first = first ? first : -r;
+		}
+		return first;
+	}
 	return -1;
 }
 

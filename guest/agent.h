@@ -50,6 +50,7 @@ enum {
 	CREDIT_STEP = FCVM_WIRE_WINDOW / 4,
 	PENDING_MAX = 32 * 1024 * 1024,
 	BUCKETS = 256,
+	FOLDERS_MAX = 1024, /* leased ones, of a link */
 	MAX_CHANNELS = 8, /* of FCVM_WIRE_SPAWN, beyond the first three */
 };
 
@@ -97,6 +98,7 @@ struct link {
 	struct stream_list streams[BUCKETS]; /* by id */
 	struct stream_queue ready;           /* to be pumped */
 	LIST_HEAD(, folder) folders;
+	unsigned nfolders; /* at most FOLDERS_MAX */
 	size_t in_start, in_end;
 	size_t out_start, out_end;
 	size_t head_left;   /* bytes left of the frame at out_start, 0: at its header */
@@ -164,6 +166,7 @@ struct channel {
 	bool blocked; /* a write hit EAGAIN */
 	bool eof;     /* the host's; done when pending is empty */
 	bool deaf;    /* nobody reads any more: swallow */
+	uint8_t eot;  /* TTY: characters of the end of input that are through */
 	uint32_t owed;     /* bytes of the window in use */
 	uint32_t consumed; /* of them, passed on: to be given back */
 	struct fcvm_buf pending;
@@ -241,6 +244,9 @@ void process_open_spawn(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 void process_open_get(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void process_open_put(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void process_open_remove(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
+/* Removes trees by a process of its own that nobody waits for. 0 or -errno. paths: at most REMOVE_MAX. */
+enum { REMOVE_MAX = 64 };
+int process_remove(struct agent *a, const char *const *paths, unsigned n);
 void process_reap(struct agent *a);
 void process_doom(struct stream *s);
 void process_signal(struct stream *s, uint32_t signo);
@@ -274,7 +280,10 @@ void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void files_open_rename(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void files_open_stat(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void files_open_reflink(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
-void files_end_lease(struct link *l, bool removed);
+/* Of what was removed by request. */
+void files_forget(struct link *l, const char *path);
+/* removed: by worker processes, or, if the agent ends, before this returns. */
+void files_end_lease(struct link *l, bool removed, bool last);
 
 /* ---- the machine: identity.c, init.c, port.c ---- */
 

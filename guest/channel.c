@@ -193,10 +193,13 @@ static size_t write_some(struct channel *c, const void *data, size_t size)
 /* All of the host's bytes are through, and it has said that there will be no more. */
 static void finish(struct channel *c)
 {
+	/* As somebody at the terminal would tell it: the first may only send off an unfinished line. */
+	while (c->type == CHANNEL_TTY && c->eot < 2 && !c->blocked && !c->deaf)
+		c->eot += write_some(c, "\4\4", 2 - c->eot);
+	if (c->deaf || (c->type == CHANNEL_TTY && c->eot < 2))
+		return;
 	if (c->type == CHANNEL_SOCKET)
 		shutdown(c->watch.fd, SHUT_WR);
-	else if (c->type == CHANNEL_TTY)
-		write_some(c, "\4", 1); /* as somebody at the terminal would tell it */
 	c->deaf = true;
 	if (!c->source)
 		watch_close(&c->watch);
@@ -213,7 +216,7 @@ void channel_flush(struct channel *c)
 		c->stream->agent->pending -= n;
 		c->consumed += n;
 	}
-	if (c->sink && c->eof && !c->deaf && c->pending.size == 0)
+	if (c->sink && c->eof && !c->deaf && !c->blocked && c->pending.size == 0)
 		finish(c);
 }
 

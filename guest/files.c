@@ -33,6 +33,8 @@ void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 
 	if (!fcvm_wire_reader_ok(r) || !*path)
 		return answer(l, id, -EINVAL, "mkdir", path);
+	if (flags & 2 && l->nfolders >= FOLDERS_MAX)
+		return answer(l, id, -EMFILE, "mkdir", path);
 	if (flags & 2) {
 		f = malloc(sizeof *f + strlen(path) + 1);
 		if (!f)
@@ -43,10 +45,13 @@ void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 	/* What was there is somebody's: a lease must not remove it. */
 	if (code == 0 && f)
 		code = -EEXIST;
-	if (code > 0 && f)
+	if (code > 0 && f) {
+		files_forget(l, path);
 		LIST_INSERT_HEAD(&l->folders, f, entry);
-	else
+		l->nfolders++;
+	} else {
 		free(f);
+	}
 	answer(l, id, code, "mkdir", path);
 }
 
@@ -116,14 +121,39 @@ void files_open_reflink(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 		link_result(l, id, NULL, 0);
 }
 
-void files_end_lease(struct link *l, bool removed)
+static void forget(struct link *l, struct folder *f)
 {
-	struct folder *f;
+	LIST_REMOVE(f, entry);
+	l->nfolders--;
+	free(f);
+}
 
-	while ((f = LIST_FIRST(&l->folders))) {
-		if (removed)
-			fcvm_tree_remove(AT_FDCWD, f->path);
-		LIST_REMOVE(f, entry);
-		free(f);
+void files_forget(struct link *l, const char *path)
+{
+	struct folder *f, *next;
+
+	for (f = LIST_FIRST(&l->folders); f; f = next) {
+		next = LIST_NEXT(f, entry);
+		if (strcmp(f->path, path) == 0)
+			forget(l, f);
+	}
+}
+
+/* A tree can take long; meanwhile the next host wants its WELCOME. */
+void files_end_lease(struct link *l, bool removed, bool last)
+{
+	while (!LIST_EMPTY(&l->folders)) {
+		const char *paths[REMOVE_MAX];
+		struct folder *f;
+		unsigned n = 0;
+
+		LIST_FOREACH(f, &l->folders, entry)
+			if (n < REMOVE_MAX)
+				paths[n++] = f->path;
+		if (removed && (last || process_remove(l->agent, paths, n) < 0))
+			for (unsigned i = 0; i < n; i++)
+				fcvm_tree_remove(AT_FDCWD, paths[i]);
+		for (unsigned i = 0; i < n; i++)
+			forget(l, LIST_FIRST(&l->folders));
 	}
 }

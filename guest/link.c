@@ -55,14 +55,15 @@ int link_open(struct agent *a, int fd, enum carrier carrier)
 	return 0;
 }
 
-/* Forgets all streams. kill: the lease has ended; else the guest was restored and its programs go on. */
-static void forget(struct link *l, bool kill)
+/* Forgets all streams. kill: the lease has ended; else the guest was restored and its programs go on. last: the agent
+ * ends with this link. */
+static void forget(struct link *l, bool kill, bool last)
 {
 	for (unsigned i = 0; i < BUCKETS; i++)
 		while (!LIST_EMPTY(&l->streams[i]))
 			stream_drop(LIST_FIRST(&l->streams[i]), kill);
 	process_end_lease(l, kill);
-	files_end_lease(l, kill);
+	files_end_lease(l, kill, last);
 	l->last_stream = 0;
 }
 
@@ -71,13 +72,13 @@ void link_close(struct link *l)
 	struct agent *a = l->agent;
 	bool others = false;
 
-	forget(l, true);
-	watch_close(&l->watch);
 	for (unsigned i = 0; i < LINKS; i++) {
 		if (a->links[i] == l)
 			a->links[i] = NULL;
 		others |= a->links[i] != NULL;
 	}
+	forget(l, true, !others);
+	watch_close(&l->watch);
 	a->stopping |= !others;
 	free(l);
 }
@@ -295,7 +296,7 @@ static void obey_hello(struct link *l, const struct fcvm_wire_header *h, const u
 	memcpy(&hello, payload, sizeof hello);
 	fits = hello.version == FCVM_WIRE_VERSION;
 	a->frozen = false;
-	forget(l, hello.generation == a->generation);
+	forget(l, hello.generation == a->generation, false);
 	/* What is half sent is finished, so that a host that has followed the frames still can. */
 	l->out_end = l->out_start + l->head_left;
 	l->greeted = fits;

@@ -379,6 +379,7 @@ void process_open_remove(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 	}
 	/* What takes one call is done here; a tree can take long, so a process of its own does it. */
 	if (unlink(path) == 0 || errno == ENOENT || rmdir(path) == 0) {
+		files_forget(l, path);
 		link_result(l, id, NULL, 0);
 		return;
 	}
@@ -386,6 +387,22 @@ void process_open_remove(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 	s = stream_find(l, id);
 	if (s)
 		s->path = strdup(path);
+}
+
+int process_remove(struct agent *a, const char *const *paths, unsigned n)
+{
+	const char *argv[REMOVE_MAX + 3] = {self, "--remove"};
+	struct fcvm_proc_spec spec = {
+		.argv = argv, .fds = (const int[]){-1, -1, -1}, .nfds = 3, .new_group = true};
+	struct fcvm_proc proc;
+	int r;
+
+	memcpy(argv + 2, paths, n * sizeof *paths);
+	r = fcvm_proc_spawn(&spec, &proc, NULL);
+	/* It is reaped as any orphan is. */
+	if (r == 0)
+		fcvm_proc_done(&proc);
+	return r;
 }
 
 /* ---- signals and the end ---- */
@@ -409,8 +426,12 @@ void process_doom(struct stream *s)
 {
 	s->doomed = true;
 	s->lease = NULL;
-	if (s->kind == STREAM_PROCESS)
-		kill(-s->proc.pid, SIGKILL);
+	if (s->kind != STREAM_PROCESS)
+		return;
+	if (s->exited)
+		kill(-s->proc.pid, SIGKILL); /* the number is safe while others of the group are left */
+	else
+		fcvm_proc_kill(&s->proc, SIGKILL, true);
 }
 
 static struct stream *find_running(struct agent *a, pid_t pid)

@@ -161,6 +161,8 @@ static void send_exit(struct stream *s)
 		link_frame(l, FCVM_WIRE_EXIT, 0, s->id, s->status);
 		return;
 	}
+	if (s->status == 0 && s->path)
+		files_forget(l, s->path);
 	if (s->status == 0)
 		link_result(l, s->id, NULL, 0);
 	else if (s->status > 255)
@@ -189,8 +191,21 @@ static bool pump_channels(struct stream *s)
 	return more;
 }
 
+/* The other side has closed the socket, or both sides have said that they are through. */
+static bool end_if_over(struct stream *s)
+{
+	struct channel *c = &s->channels[0];
+	bool over = s->kind == STREAM_SOCKET && c->deaf && c->eof_sent;
+
+	if (over)
+		stream_end(s);
+	return over;
+}
+
 static bool pump(struct stream *s)
 {
+	bool more;
+
 	switch (s->kind) {
 	case STREAM_CONNECTING:
 		socket_pump_connecting(s);
@@ -199,7 +214,8 @@ static bool pump(struct stream *s)
 		socket_pump_listener(s);
 		return false;
 	default:
-		return pump_channels(s);
+		more = pump_channels(s);
+		return !end_if_over(s) && more;
 	}
 }
 
@@ -257,16 +273,35 @@ void stream_data(struct stream *s, unsigned channel, const uint8_t *data, size_t
 	channel_push(c, data, size);
 	if (c->consumed >= CREDIT_STEP)
 		channel_return_credit(c);
+	end_if_over(s);
+}
+
+/* Nobody reads what the program writes here. */
+static void source_unread(struct stream *s, unsigned channel)
+{
+	for (unsigned i = 0; i < s->nchannels; i++) {
+		struct channel *c = &s->channels[i];
+
+		if (c->source && !c->sink && c->source_id == channel)
+			channel_close(c);
+	}
+	/* Its EXIT may have waited for this. */
+	stream_queue(s);
 }
 
 void stream_eof(struct stream *s, unsigned channel)
 {
 	struct channel *c = sink_of(s, channel);
 
-	if (!c || s->kind == STREAM_CONNECTING)
+	if (s->kind == STREAM_CONNECTING)
 		return;
+	if (!c) {
+		source_unread(s, channel);
+		return;
+	}
 	c->eof = true;
 	channel_flush(c);
+	end_if_over(s);
 }
 
 void stream_credit(struct stream *s, unsigned channel, uint32_t bytes)

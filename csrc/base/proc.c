@@ -129,8 +129,13 @@ BARE static void arrange_fds(struct child *c)
 	for (int i = 0; i < nfds; i++)
 		if (syscall(SYS_dup3, from[i], i, 0) < 0)
 			give_up(c, STEP_FDS, errno);
-	if (syscall(SYS_close_range, nfds, ~0u, 0) < 0)
+	if (syscall(SYS_close_range, nfds, ~0u, 0) == 0)
+		return;
+	if (errno != ENOSYS)
 		give_up(c, STEP_FDS, errno);
+	/* Before Linux 5.9. Ours are close-on-exec; this is for those of the program that we are part of. */
+	for (int i = nfds; i < 4096; i++)
+		syscall(SYS_close, i);
 }
 
 BARE static void switch_ids(struct child *c)
@@ -168,7 +173,7 @@ BARE static bool next_candidate(struct child *c, const char **search)
 	return true;
 }
 
-/* As execvp(3): what is not there, or not for us, does not end the search. */
+/* What is not there, or not for us, does not end the search. Unlike execvp(3) no shell is tried on ENOEXEC. */
 BARE static void execute(struct child *c)
 {
 	const char *search = c->search;
@@ -352,6 +357,9 @@ int fcvm_proc_kill(const struct fcvm_proc *p, int signo, bool group)
 	if (r < 0 && errno == EINVAL && group && signo >= 0 && signo <= SIGNALS)
 		/* Before Linux 6.9. The number is safe while the leader is not reaped or members are left. */
 		r = kill(-p->pid, signo);
+	/* Who has left its group, or has none of its own yet, is meant all the same. */
+	if (group && (signo == SIGKILL || (r < 0 && errno == ESRCH)))
+		r = syscall(SYS_pidfd_send_signal, p->pidfd, signo, NULL, 0);
 	return r < 0 && errno != ESRCH ? -errno : 0;
 }
 

@@ -55,6 +55,11 @@ int fcvm_until_left_ms(const struct fcvm_until *until)
 	return left > INT32_MAX ? INT32_MAX : (int)left;
 }
 
+bool fcvm_until_passed(const struct fcvm_until *until)
+{
+	return fcvm_until_left_ms(until) == 0;
+}
+
 int fcvm_until_poll(const struct fcvm_until *until, struct pollfd *fds, unsigned n)
 {
 	struct pollfd all[63];

@@ -7,6 +7,7 @@
 #define FCVM_BASE_UNTIL_H
 
 #include <poll.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -30,9 +31,13 @@ struct fcvm_until fcvm_until_sooner(const struct fcvm_until *until, int64_t time
 /* Milliseconds left, rounded up, at least 0; -1: for ever (as poll takes it). */
 int fcvm_until_left_ms(const struct fcvm_until *until);
 
+/* For loops whose poll has always something to report, as when a peer never stops sending. */
+bool fcvm_until_passed(const struct fcvm_until *until);
+
 /*
  * poll(2) that obeys `until` (NULL: never) and is restarted after EINTR. Returns the number of ready entries
- * (> 0), -ETIMEDOUT, -ECANCELED, or -errno. At most 62 entries. Sets no error message: the caller knows what
+ * (> 0; also when the deadline has passed: what is there comes first), -ETIMEDOUT, -ECANCELED, or -errno. At most
+ * 62 entries. Sets no error message: the caller knows what
  * was being waited for.
  */
 int fcvm_until_poll(const struct fcvm_until *until, struct pollfd *fds, unsigned n);

@@ -166,11 +166,11 @@ static void drain(struct session *s, unsigned i)
 	if (n < 0 && would_block())
 		return;
 	if (n < 0) {
-		/* Our reader has left, as in `fcvm exec ... | head`: no error, and the program
-		 * would get this signal. */
-		if (i > 0 && errno == EPIPE)
+		/* Our reader has left, as in `fcvm exec ... | head`: no error. The program's next
+		 * write raises SIGPIPE, as its end is closed; a terminal has no such thing. */
+		if (i > 0 && errno == EPIPE && s->tty)
 			fcvm_program_signal(s->program, SIGPIPE, NULL);
-		else if (i > 0)
+		else if (i > 0 && errno != EPIPE)
 			s->trouble = -errno;
 		end_flow(s, i);
 		return;

@@ -123,7 +123,7 @@ static int turn(struct copy *c, const struct fcvm_until *until, struct fcvm_err 
 		fcvm_process_close_fd(c->put, 0);
 	if (fds[0].revents)
 		return fcvm_process_wait(c->put, until, &c->put->exit, err);
-	return 0;
+	return fcvm_until_passed(until) && !c->put->ended ? fcvm_run_failed(c->put, -ETIMEDOUT, err) : 0;
 }
 
 static bool went_well(const struct fcvm_exit *e)

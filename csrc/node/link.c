@@ -201,6 +201,8 @@ int fcvm_link_admit_locked(
 		k = fcvm_link_poll(l, until, &p, 1);
 		fcvm_link_lock(l);
 		eventfd_read(w.event, &count);
+		if (k >= 0 && !l->dead && !admits(l) && fcvm_until_passed(until))
+			k = -ETIMEDOUT;
 	}
 	for (at = &l->waiters; *at != &w; at = &(*at)->next)
 		;
@@ -381,7 +383,8 @@ int fcvm_link_poll(
 		fcvm_link_lock(l);
 		k = l->dead;
 		fcvm_link_unlock(l);
-		if (k) {
+		/* An agent that never stops sending does not stop the clock. */
+		if (k || fcvm_until_passed(until)) {
 			k = fcvm_until_poll(until, all, n);
 			break;
 		}
@@ -411,6 +414,8 @@ static int freeze_call(struct fcvm_link *l, const struct fcvm_until *until, stru
 		fcvm_link_lock(l);
 		k = k < 0 ? k : 0;
 		fcvm_link_flush_locked(l);
+		if (k == 0 && l->out.size > 0 && fcvm_until_passed(until))
+			k = -ETIMEDOUT;
 	}
 	fcvm_link_unlock(l);
 	if (k < 0)
@@ -592,6 +597,8 @@ static int greet(struct fcvm_link *l, uint64_t generation, const struct fcvm_unt
 		k = hello_io(l, &soon);
 		if (k == 0 && find_welcome(l, nonce, &welcome))
 			break;
+		if (k == 0 && fcvm_until_passed(&soon))
+			k = -ETIMEDOUT;
 		if (k == -ETIMEDOUT && fcvm_until_left_ms(until) != 0) {
 			soon = fcvm_until_sooner(until, 1000);
 			k = queue_hello(l, FCVM_WIRE_RESYNC, generation, &nonce);

@@ -7,7 +7,9 @@
  *
  * Threads: every function may be called from any thread; a process, transfer or listener by one at
  * a time. Blocking: where a `until` is taken, at most until then (NULL: for ever). When an agent
- * node's link ends, pending calls fail with -ECONNRESET within the same second, streams read EOF.
+ * node's link ends, pending calls fail with -ECONNRESET within the same second, streams read EOF;
+ * what had come in by then for a stream that nobody read, and that its socket did not hold (at most
+ * FCVM_WIRE_WINDOW bytes), is lost.
  */
 #ifndef FCVM_NODE_NODE_H
 #define FCVM_NODE_NODE_H
@@ -85,12 +87,13 @@ int fcvm_node_adopt(struct fcvm_node *local, pid_t pid, const int *fds, unsigned
 	const char *object, struct fcvm_process **ret, struct fcvm_err *err);
 
 /* Our end of its stdin (i = 0), stdout (1), stderr (2), channels (3...): non-blocking, borrowed; -1
- * if there is none or it was closed or taken. For tty, 0 and 1 may be one and the same descriptor
- * number. */
+ * if there is none or it was closed or taken. For tty, 0 and 1 are two descriptors of
+ * one terminal. */
 int fcvm_process_fd(const struct fcvm_process *p, unsigned i);
 int fcvm_process_take_fd(struct fcvm_process *p, unsigned i); /* now the caller's */
 void fcvm_process_close_fd(
-	struct fcvm_process *p, unsigned i);          /* for stdin: the program reads EOF */
+	struct fcvm_process *p, unsigned i); /* stdin: the program reads EOF; stdout, stderr: its writes
+					      * raise SIGPIPE (not those to a terminal) */
 pid_t fcvm_process_pid(const struct fcvm_process *p); /* on its node */
 int fcvm_process_exit_fd(
 	const struct fcvm_process *p); /* becomes readable when it ended; borrowed */

@@ -42,8 +42,9 @@ void fcvm_process_close_fd(struct fcvm_process *p, unsigned i)
 {
 	if (i >= PROCESS_FDS || p->fds[i] < 0)
 		return;
-	/* As somebody at the terminal would tell it; it stays open by its other descriptor. */
-	if (i == 0 && p->eot && write(p->fds[0], "\4", 1) < 0)
+	/* As somebody at the terminal would tell it (the first may only send off an unfinished line); it stays
+	 * open by its other descriptor. */
+	if (i == 0 && p->eot && write(p->fds[0], "\4\4", 2) < 0)
 		p->eot = false;
 	p->fds[i] = fcvm_close(p->fds[i]);
 }

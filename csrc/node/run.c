@@ -212,8 +212,12 @@ int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struc
 
 	if (k == 0 && p->fds[0] >= 0)
 		feed(&r);
-	while (k >= 0 && !(p->ended && p->fds[1] < 0 && p->fds[2] < 0))
+	while (k >= 0 && !(p->ended && p->fds[1] < 0 && p->fds[2] < 0)) {
 		k = turn(&r, until, err);
+		/* What it prints without end is not its end. */
+		if (k == 0 && !p->ended && fcvm_until_passed(until))
+			k = fcvm_run_failed(p, -ETIMEDOUT, err);
+	}
 	if (k == 0)
 		*ret = p->exit;
 	return k;

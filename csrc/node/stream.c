@@ -193,6 +193,9 @@ static void hang_up(struct fcvm_stream *s, struct channel *c)
 	c->hung_up = true;
 	fcvm_buf_done(&c->in);
 	give_credit(s, c, dropped);
+	/* Its writer is to know that nobody reads any more, as of a pipe. */
+	if (c->rx && !c->two_way && s->state == STREAM_OPEN)
+		fcvm_link_frame_locked(s->link, FCVM_WIRE_EOF, c->id, s->id, NULL, 0, 0);
 }
 
 /* What fd takes of the bytes; 0 when it is gone. */

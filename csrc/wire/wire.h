@@ -20,6 +20,10 @@
  *   answers with its own; frames of unknown streams are dropped.
  * - Channels: 0 towards the agent (stdin), 1 and 2 from it (stdout, stderr), 3 and up both ways (descriptors 3
  *   and up of a spawned program). CONNECT and ACCEPT streams use channel 0 both ways.
+ * - EOF ends what its sender sends on a channel. A host's EOF on a channel that only the agent sends on (1, 2) says
+ *   that nobody reads it any more: the agent closes it, so the program's next write raises SIGPIPE; frames that
+ *   were on their way are dropped. On a terminal it means nothing. A CONNECT or ACCEPT stream whose socket has
+ *   ended both ways is closed by the agent.
  * - Credit: per stream, channel and direction the sender may have FCVM_WIRE_WINDOW bytes in flight; CREDIT (arg:
  *   bytes) gives back what the receiver has passed on. Who sends more is in error: a host closes the carrier; an
  *   agent, whose carrier may be a port that cannot be closed, sends a RESULT with EPROTO on stream 0, which no

@@ -240,6 +240,24 @@ static void test_proc_parent_dies(void)
 	close(p[1]);
 }
 
+/* One that leads no group is killed all the same. */
+static void test_proc_kill(void)
+{
+	struct fcvm_proc_spec spec = {
+		.argv = ARGV("sleep", "1000"), .fds = (const int[]){-1, -1, -1}, .nfds = 3};
+	struct fcvm_until until = fcvm_until_ms(5000, -1);
+	struct fcvm_proc p = FCVM_PROC_INIT;
+	struct fcvm_exit e = {.code = 55};
+
+	for (unsigned i = 0; i < 2; i++) {
+		CHECK(fcvm_proc_spawn(&spec, &p, NULL) == 0);
+		CHECK(fcvm_proc_kill(&p, i ? SIGKILL : SIGTERM, true) == 0);
+		CHECK(fcvm_proc_wait(&p, &until, &e) == 0 && e.signal == (i ? SIGKILL : SIGTERM));
+		kill(p.pid, SIGKILL);
+		fcvm_proc_done(&p);
+	}
+}
+
 static void test_proc_wait(void)
 {
 	struct fcvm_proc_spec spec = {
@@ -751,6 +769,7 @@ int main(void)
 	test_proc_fds();
 	test_proc_state();
 	test_proc_parent_dies();
+	test_proc_kill();
 	test_proc_wait();
 	test_tree_copy();
 	test_tree_file();

@@ -34,6 +34,7 @@ struct fake {
 	struct fcvm_wire_header h; /* of the last frame taken */
 	uint8_t payload[FCVM_WIRE_MAX_PAYLOAD];
 	uint64_t generation;
+	_Atomic bool late;
 };
 
 static bool put_raw(struct fake *f, const void *data, size_t size)
@@ -438,6 +439,43 @@ static void test_flood(void)
 	CHECK(flooded < 4 << 20);
 }
 
+/* Never stops sending what is allowed. */
+static void chatter(struct fake *f)
+{
+	uint8_t frames[64 * 16];
+
+	if (!started(f))
+		return;
+	for (int i = 0; i < 64; i++)
+		fcvm_wire_put_header(frames + i * 16, FCVM_WIRE_CREDIT, 0, f->h.stream, 0, 0);
+	while (put_raw(f, frames, sizeof frames))
+		;
+}
+
+static void *part_soon(void *arg)
+{
+	struct fake *f = arg;
+
+	for (int i = 0; i < 50 && !f->late; i++)
+		usleep(100000);
+	shutdown(f->fd, SHUT_RDWR);
+	return NULL;
+}
+
+static void test_chatter(void)
+{
+	static struct fake f;
+	struct fcvm_node *n = meet(&f, chatter, 3000);
+	struct fcvm_output o;
+	pthread_t t;
+
+	pthread_create(&t, NULL, part_soon, &f);
+	CHECK(n && exec(n, 300, &o) == -ETIMEDOUT);
+	f.late = true;
+	pthread_join(t, NULL);
+	part(&f, n);
+}
+
 /* Takes the SPAWN, then nothing any more. */
 static void deaf(struct fake *f)
 {
@@ -768,6 +806,7 @@ int main(void)
 	test_oddities();
 	test_exit_only();
 	test_flood();
+	test_chatter();
 	test_deaf();
 	test_replies();
 	test_identity();

@@ -263,6 +263,7 @@ static void test_tty(void)
 	CHECK(fcvm_process_resize(p, 55, 99, &err) == 0);
 	CHECK(write(fcvm_process_fd(p, 0), "two\n", 4) == 4);
 	CHECK(reads(p, fcvm_process_fd(p, 1), "55 99"));
+	CHECK(write(fcvm_process_fd(p, 0), "unfinished", 10) == 10);
 	fcvm_process_close_fd(p, 0);
 	CHECK(fcvm_process_wait(p, &until, &e, &err) == 0 && e.code == 7);
 	fcvm_process_free(p);
@@ -302,6 +303,9 @@ static void test_timeout(void)
 	CHECK(fcvm_now_ns() - start < 5000000000ll);
 	snprintf(script, sizeof script, "p=$(cat %s/pid) && ! kill -0 $p", folder);
 	CHECK(soon(script, 3000));
+	start = fcvm_now_ns();
+	CHECK(exec(node, "exec yes", NULL, 300, &o) == -ETIMEDOUT); /* it has always something to say */
+	CHECK(fcvm_now_ns() - start < 5000000000ll);
 	until.cancel_fd = fcvm_fd_event();
 	eventfd_write(until.cancel_fd, 1);
 	CHECK(fcvm_node_exec(node, &(struct fcvm_spawn){.argv = argv}, NULL, 0, 10, &until, &o,
@@ -423,7 +427,7 @@ static void test_gigabyte(void)
 	if (ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true}, &until,
 		    &p, &err))) {
 		fcvm_process_close_fd(p, 1);
-		CHECK(fcvm_process_wait(p, &until, &e, &err) == 0);
+		CHECK(fcvm_process_wait(p, &until, &e, &err) == 0 && e.signal == SIGPIPE);
 		fcvm_process_free(p);
 	}
 	CHECK(status_of("exit 5") == 5);
