@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/fail.h"
@@ -175,6 +176,18 @@ static bool ends_within(struct fcvm_vm *vm, int ms)
 	return fd >= 0 && fcvm_until_poll(&until, &p, 1) > 0;
 }
 
+/* How another process's child ended is not ours to know. */
+static int explain_attached(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err)
+{
+	_cleanup_close_ int fd = syscall(SYS_pidfd_open, (pid_t)vm->pid, 0);
+	struct fcvm_until soon = fcvm_until_ms(500, -1);
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	if (fd < 0 || fcvm_until_poll(&soon, &p, 1) > 0)
+		fcvm_fail(err, r, "%s: %s: its VMM (process %d) has ended", vm->name, what, vm->pid);
+	return r;
+}
+
 int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err)
 {
 	bool lost = r == -ECONNRESET || r == -EPIPE || r == -ENOTCONN || r == -EPROTO;
@@ -182,6 +195,8 @@ int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err
 	struct fcvm_exit how = {0};
 	char tail[2048] = "", was[sizeof err->message];
 
+	if (r < 0 && lost && vm->attached)
+		return explain_attached(vm, r, what, err);
 	if (r >= 0 || !err || vm->attached || !ends_within(vm, lost ? 500 : 0))
 		return r;
 	pthread_mutex_lock(&vm->lock);
