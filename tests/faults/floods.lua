@@ -30,6 +30,10 @@ local function all()
     local vm <close> = assert(fcvm.vm { memory = "128M", name = "floods" }:start())
     local before = status_mb "VmHWM"
 
+    -- The agent's port is nobody else's.
+    local port = assert(vm:exec "cat /dev/vport0p1; echo x >/dev/vport0p1")
+    check(port.stdout == "" and port.stderr:find "busy", "the agent's port:", port.stdout, port.stderr)
+
     -- A program that prints much: what is kept is bounded, and its neighbours go on.
     local from = fcvm.now()
     local loud = fcvm.spawn(function()
