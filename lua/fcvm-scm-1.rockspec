@@ -6,8 +6,8 @@ source = { url = "." }
 description = {
     summary = "Boot virtual machines, snapshot them, clone them by the dozen, run programs in them",
     detailed = [[
-An embeddable microVM control library in C with a Lua 5.4 front end. What the module starts needs, at run time, the
-guest agent and the preload library that its build makes; they are installed beside the library.]],
+An embeddable microVM control library in C with a Lua 5.4 front end. The guest agent and the library that QEMU is
+made to load, which it needs at run time, are installed beside the module; QEMU itself is not part of the rock.]],
     license = "MIT",
 }
 supported_platforms = { "linux" }
@@ -15,15 +15,14 @@ dependencies = { "lua ~> 5.4" }
 external_dependencies = {
     JANSSON = { header = "jansson.h" },
     LIBARCHIVE = { header = "archive.h" },
+    LIBEDIT = { header = "histedit.h" },
     XXHASH = { header = "xxhash.h" },
 }
 build = {
     type = "cmake",
-    variables = {
-        CMAKE_INSTALL_PREFIX = "$(PREFIX)",
-        CMAKE_BUILD_TYPE = "RelWithDebInfo",
-    },
-    -- CMake puts both below $(PREFIX)/lib/lua/5.4 and $(PREFIX)/share/lua/5.4, which LuaRocks does not search
+    variables = { CMAKE_BUILD_TYPE = "RelWithDebInfo", BUILD_TESTING = "OFF" },
+    -- CMake would install a whole prefix, of which LuaRocks takes every file in lib for a module
+    install_pass = false,
     install = {
         lua = {
             ["fcvm"] = "lua/fcvm/init.lua",
@@ -41,6 +40,11 @@ build = {
             ["fcvm.task"] = "lua/fcvm/task.lua",
             ["fcvm.vm"] = "lua/fcvm/vm.lua",
         },
-        lib = { ["fcvm.core"] = "build.luarocks/lua/fcvm/core.so" },
+        -- the last two are no modules: this is the folder where core.so looks first
+        lib = {
+            ["fcvm.core"] = "build.luarocks/lua/fcvm/core.so",
+            ["fcvm.agent"] = "build.luarocks/fcvm-agent",
+            ["fcvm.ram"] = "build.luarocks/libfcvm-ram.so",
+        },
     },
 }
