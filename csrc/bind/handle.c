@@ -6,6 +6,10 @@
  * on the object cancels those calls (they fail with ECANCELED), waits for them, and frees the
  * object. In a task this is itself a call, so that the task yields while a VM ends; elsewhere, and
  * in a finalizer, it happens on the spot.
+ *
+ * lua_close() finalizes one object after the other, the youngest first. So that VMs do not end one
+ * after the other as well, there is a herald: an object that only the registry holds, made anew
+ * with each VM so as to be younger, whose finalizer hurries all of them.
  */
 #include <unistd.h>
 
@@ -64,12 +68,48 @@ static const struct fcvm_handle_type *const types[] = {
 };
 enum { NTYPES = sizeof types / sizeof types[0] };
 
+static const char meta_herald[] = "fcvm.herald";
+
+/* Addresses are registry keys: a table with the handles to be hurried as weak keys; the herald. */
+static const char key_hurried, key_herald;
+
+static int herald_gc(lua_State *L)
+{
+	lua_rawgetp(L, LUA_REGISTRYINDEX, &key_herald);
+	/* there is a younger one: this is no more than garbage */
+	if (!lua_rawequal(L, 1, -1))
+		return 0;
+	lua_rawgetp(L, LUA_REGISTRYINDEX, &key_hurried);
+	for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+		struct fcvm_handle *h = lua_touserdata(L, -2);
+
+		if (h->object)
+			h->type->hurry(h->object);
+	}
+	return 0;
+}
+
+/* The handle is on top. */
+static void announce(lua_State *L)
+{
+	lua_rawgetp(L, LUA_REGISTRYINDEX, &key_hurried);
+	lua_pushvalue(L, -2);
+	lua_pushboolean(L, true);
+	lua_rawset(L, -3);
+	lua_newuserdatauv(L, 0, 0);
+	luaL_setmetatable(L, meta_herald);
+	lua_rawsetp(L, LUA_REGISTRYINDEX, &key_herald);
+	lua_pop(L, 1);
+}
+
 struct fcvm_handle *fcvm_handle_new(lua_State *L, const struct fcvm_handle_type *type)
 {
 	struct fcvm_handle *h = lua_newuserdatauv(L, sizeof *h, 0);
 
 	*h = (struct fcvm_handle){.type = type};
 	luaL_setmetatable(L, type->meta);
+	if (type->hurry)
+		announce(L);
 	return h;
 }
 
@@ -224,4 +264,14 @@ void fcvm_handle_open_lib(lua_State *L)
 	}
 	lua_setfield(L, -2, "meta");
 	luaL_setfuncs(L, functions, 0);
+	luaL_newmetatable(L, meta_herald);
+	lua_pushcfunction(L, herald_gc);
+	lua_setfield(L, -2, "__gc");
+	lua_pop(L, 1);
+	lua_newtable(L);
+	lua_createtable(L, 0, 1);
+	lua_pushliteral(L, "k");
+	lua_setfield(L, -2, "__mode");
+	lua_setmetatable(L, -2);
+	lua_rawsetp(L, LUA_REGISTRYINDEX, &key_hurried);
 }

@@ -287,6 +287,17 @@ describe("Ctrl-C in a script with VMs", function()
     end)
 end)
 
+it("VMs that a script leaves open are all killed before one is waited for", function()
+    local code, out = cli.call("script", cli.program [[
+        local fcvm = require "fcvm"
+        first = assert(fcvm.vm { memory = "128M" }:start())
+        -- finalized after the second VM and before the first
+        between = setmetatable({}, { __gc = function() print((assert(first:wait(5)).signal)) end })
+        second = assert(fcvm.vm { memory = "128M" }:start())]])
+    assert.equal(0, code)
+    assert.equal("9\n", out)
+end)
+
 describe("the prompt", function()
     after_each(nothing_left)
 
