@@ -206,12 +206,13 @@ static struct agent *agent_new(void)
 
 /* ---- the ways it is run ---- */
 
+/* The text on stderr, the errno as exit status. */
 static int worker_done(int r, const struct fcvm_err *err)
 {
 	if (r >= 0)
 		return 0;
 	fcvm_fd_write_full(STDERR_FILENO, err->message, strlen(err->message));
-	return 1;
+	return r > -256 ? -r : EIO;
 }
 
 /* The tree workers (see theory of operation); -1: argv is none of theirs. */

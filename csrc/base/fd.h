@@ -29,6 +29,9 @@ int fcvm_fd_send_until(int fd, const void *buf, size_t size, const struct fcvm_u
  */
 int fcvm_file_read(int dirfd, const char *path, size_t max, char **ret, size_t *ret_size);
 
+/* The same of an open descriptor, from where it stands. */
+int fcvm_fd_read_all(int fd, size_t max, char **ret, size_t *ret_size);
+
 /* Writes name.tmp.<random> beneath dirfd and renames it over name. sync: fsync file and folder. -errno. */
 int fcvm_file_replace(int dirfd, const char *name, const void *data, size_t size, mode_t mode, bool sync);
 

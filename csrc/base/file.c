@@ -52,12 +52,16 @@ char *fcvm_asprintf(const char *fmt, ...)
 int fcvm_file_read(int dirfd, const char *path, size_t max, char **ret, size_t *ret_size)
 {
 	_cleanup_close_ int fd = -1;
+
+	fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fcvm_fd_read_all(fd, max, ret, ret_size);
+}
+
+int fcvm_fd_read_all(int fd, size_t max, char **ret, size_t *ret_size)
+{
 	_cleanup_free_ char *data = NULL;
 	size_t size = 0, room = 4096;
 
-	fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
 	for (;;) {
 		ssize_t n;
 		char *bigger = realloc(data, room + 1);

@@ -15,7 +15,6 @@ enum { CHUNK = 128 * 1024, TEXT_MAX = 1400 };
 
 struct copy {
 	struct fcvm_process *get, *put;
-	const char *from, *to;
 	struct fcvm_node *waits; /* whose poll is used */
 	struct fcvm_collector get_text, put_text;
 	char *chunk;
@@ -146,13 +145,10 @@ static int pump(struct copy *c, const struct fcvm_until *until, struct fcvm_err 
 		fcvm_process_close_fd(c->get, 1);
 		k = fcvm_run(c->get, NULL, 0, NULL, &c->get_text.sink, until, &exit, err);
 		if (k == 0 && !went_well(&exit))
-			return fcvm_run_refused(c->get, c->from, &c->get_text, until, err);
+			return fcvm_run_refused(c->get, &c->get_text, err);
 	}
-	if (k == 0 && !went_well(&c->put->exit)) {
-		_cleanup_free_ char *parent = fcvm_run_parent(c->to);
-
-		k = fcvm_run_refused(c->put, parent ? parent : c->to, &c->put_text, until, err);
-	}
+	if (k == 0 && !went_well(&c->put->exit))
+		k = fcvm_run_refused(c->put, &c->put_text, err);
 	return k;
 }
 
@@ -178,8 +174,6 @@ int fcvm_node_copy(struct fcvm_node *from_node, const char *from, struct fcvm_no
 		k = fcvm_node_put(to_node, target, NULL, false, until, &put, err);
 	c.get = get;
 	c.put = put;
-	c.from = from;
-	c.to = target;
 	if (k == 0)
 		k = pump(&c, until, err);
 	fcvm_buf_done(&c.get_text.buf);

@@ -212,6 +212,24 @@ int fcvm_local_lease(struct fcvm_node *n, const char *path)
 	return 0;
 }
 
+void fcvm_local_unlease(struct fcvm_node *n, const char *path)
+{
+	struct local_node *local = local_of(n);
+
+	pthread_mutex_lock(&local->lock);
+	for (struct folder **at = &local->folders; *at;) {
+		struct folder *f = *at;
+
+		if (strcmp(f->path, path) == 0) {
+			*at = f->next;
+			free(f);
+		} else {
+			at = &f->next;
+		}
+	}
+	pthread_mutex_unlock(&local->lock);
+}
+
 /* ---- life ---- */
 
 static void end_reaps(struct local_node *local)

@@ -19,8 +19,19 @@
 int fcvm_local_read_file(struct fcvm_node *n, const char *path, size_t max,
 	const struct fcvm_until *until, char **ret, size_t *ret_size, struct fcvm_err *err)
 {
-	int k = fcvm_file_read(AT_FDCWD, path, max, ret, ret_size);
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+	int k;
 
+	/* Nothing but a regular file, as of an agent: opening or reading another may block for ever. */
+	fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	k = fd < 0 || fstat(fd, &st) < 0 ? -errno : 0;
+	if (k == 0 && S_ISDIR(st.st_mode))
+		k = -EISDIR;
+	if (k == 0 && !S_ISREG(st.st_mode))
+		return fcvm_fail(err, -EINVAL, "local: read %s: it is no regular file", path);
+	if (k == 0)
+		k = fcvm_fd_read_all(fd, max, ret, ret_size);
 	if (k == -EFBIG)
 		return fcvm_fail(err, k, "local: read %s: it has more than %zu bytes", path, max);
 	return k < 0 ? fcvm_fail_errno(err, k, "local: read %s", path) : 0;
@@ -78,6 +89,8 @@ int fcvm_local_remove(
 {
 	int k = fcvm_tree_remove(AT_FDCWD, path);
 
+	if (k == 0)
+		fcvm_local_unlease(n, path);
 	return k < 0 ? fcvm_fail_errno(err, k, "local: remove %s", path) : 0;
 }
 

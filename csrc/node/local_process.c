@@ -69,10 +69,11 @@ static void free_process(struct fcvm_process *p)
 	fcvm_close(l->tty);
 	if (l->proc.pidfd < 0)
 		return;
-	/* The rest of its group goes too, as in a guest when the lease ends. */
+	/* The rest of its group goes too, as in a guest when the lease ends: while the leader is not reaped,
+	 * the group's number is its own. */
+	if (!p->ended && !p->detached)
+		fcvm_proc_kill(&l->proc, SIGKILL, true);
 	if (!p->ended && fcvm_proc_wait(&l->proc, &now, &exit) == -ETIMEDOUT) {
-		if (!p->detached)
-			fcvm_proc_kill(&l->proc, SIGKILL, true);
 		fcvm_local_reap(p->node, &l->proc, !p->detached);
 		return;
 	}
@@ -201,13 +202,31 @@ struct ids {
 	int ngroups;
 };
 
+/* Digits to the string's end, or to `stop`. (uid_t)-1 means "unchanged" to the kernel, so it is none. */
+static bool parse_id(const char *text, char stop, uint32_t *ret, const char **ret_end)
+{
+	uint64_t n = 0;
+	const char *at = text;
+
+	for (; *at >= '0' && *at <= '9' && n < UINT32_MAX; at++)
+		n = n * 10 + (uint64_t)(*at - '0');
+	*ret = n;
+	*ret_end = at;
+	return at > text && n < UINT32_MAX && (*at == 0 || *at == stop);
+}
+
 static int find_user(const char *user, struct ids *ret, struct fcvm_err *err)
 {
-	char buf[4096], *end;
+	char buf[4096];
+	const char *end;
 	struct passwd pw, *found = NULL;
-	unsigned long uid = strtoul(user, &end, 10);
-	bool number = end != user && (*end == 0 || *end == ':');
+	uint32_t uid = 0, gid = 0;
+	bool number = parse_id(user, ':', &uid, &end);
+	bool has_gid = number && *end == ':';
 
+	if ((has_gid && !parse_id(end + 1, 0, &gid, &end)) || (!number && strchr(user, ':')))
+		return fcvm_fail(
+			err, -EINVAL, "local: user %s: want a name, UID or UID:GID", user);
 	if (number)
 		getpwuid_r(uid, &pw, buf, sizeof buf, &found);
 	else
@@ -215,13 +234,7 @@ static int find_user(const char *user, struct ids *ret, struct fcvm_err *err)
 	if (!found && !number)
 		return fcvm_fail(err, -ENOENT, "local: there is no user %s", user);
 	*ret = (struct ids){.uid = found ? found->pw_uid : (uid_t)uid,
-		.gid = found ? found->pw_gid : (gid_t)uid};
-	if (number && *end == ':') {
-		ret->gid = strtoul(end + 1, &end, 10);
-		if (*end)
-			return fcvm_fail(
-				err, -EINVAL, "local: user %s: want a name, UID or UID:GID", user);
-	}
+		.gid = has_gid ? gid : found ? found->pw_gid : (gid_t)uid};
 	ret->ngroups = MAX_GROUPS;
 	if (!found) {
 		ret->ngroups = 1;
@@ -266,7 +279,7 @@ static int start(struct local_process *l, const struct fcvm_spawn *spec, const s
 	}
 	k = fcvm_local_fork(l->p.node, &ps, &l->proc, err);
 	if (k < 0) {
-		fcvm_fail_prefix(err, "local: %s", l->p.what);
+		fcvm_fail_prefix(err, "local"); /* it names the program already */
 		return k;
 	}
 	l->p.pid = l->proc.pid;

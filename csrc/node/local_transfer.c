@@ -42,6 +42,8 @@ static void *transfer(void *arg)
 		t->result = fcvm_tree_unpack(t->data, t->path, t->base_name, t->keep_owner, &err);
 	else
 		t->result = fcvm_tree_pack(t->data, t->path, &err);
+	if (t->result > 0)
+		t->result = 0;
 	if (t->result < 0)
 		send(t->text, err.message, strlen(err.message), MSG_DONTWAIT | MSG_NOSIGNAL);
 	shutdown(t->data, SHUT_RDWR);
@@ -61,7 +63,7 @@ static int collect(struct fcvm_process *p, struct fcvm_exit *ret, struct fcvm_er
 	}
 	eventfd_read(p->exit_fd, &count);
 	eventfd_write(p->exit_fd, 1);
-	*ret = (struct fcvm_exit){.code = transfer_of(p)->result < 0};
+	*ret = (struct fcvm_exit){.code = -transfer_of(p)->result};
 	return 0;
 }
 

@@ -143,7 +143,7 @@ void fcvm_listener_free(struct fcvm_listener *l);
 /* ---- files ---- */
 
 /* A transfer in the format of base/tree.h: get: read fd 1, then wait; put: write fd 0, close it,
- * then wait. exit.code != 0: the reason is on fd 2 as text. */
+ * then wait. exit.code is 0 or a positive errno, then the reason is on fd 2 as text. */
 int fcvm_node_get(struct fcvm_node *n, const char *path, const struct fcvm_until *until,
 	struct fcvm_process **ret, struct fcvm_err *err);
 int fcvm_node_put(struct fcvm_node *n, const char *path, const char *base_name, bool keep_owner,

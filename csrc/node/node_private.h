@@ -92,6 +92,7 @@ int fcvm_process_init(struct fcvm_process *p, const struct process_ops *ops, str
 int fcvm_local_reactor(struct fcvm_node *local, struct fcvm_reactor **ret, struct fcvm_err *err);
 /* Remembers a folder that goes with the node. */
 int fcvm_local_lease(struct fcvm_node *local, const char *path);
+void fcvm_local_unlease(struct fcvm_node *local, const char *path);
 
 /* local_process.c: called by local.c on the spawner's thread, and the hand-over in the other
  * direction. */

@@ -223,25 +223,14 @@ int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struc
 	return k;
 }
 
-/* The worker's text says more than a code can; the code is what looking at the path gives. */
-int fcvm_run_refused(const struct fcvm_process *p, const char *path, struct fcvm_collector *text,
-	const struct fcvm_until *until, struct fcvm_err *err)
+int fcvm_run_refused(
+	const struct fcvm_process *p, struct fcvm_collector *text, struct fcvm_err *err)
 {
 	const char *line = fcvm_collector_line(text);
-	struct fcvm_node_stat st;
-	int k = fcvm_node_stat(p->node, path, until, &st, NULL);
+	int code = p->exit.signal == 0 && p->exit.code < 256 ? p->exit.code : 0;
 
-	return fcvm_fail(err, k < 0 ? k : -EIO, "%s: %s: %s", p->node->name, p->what,
+	return fcvm_fail(err, code > 0 ? -code : -EIO, "%s: %s: %s", p->node->name, p->what,
 		line[0] ? line : "it failed");
-}
-
-char *fcvm_run_parent(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	if (!slash)
-		return strdup(".");
-	return slash == path ? strdup("/") : strndup(path, slash - path);
 }
 
 /* ---- exec ---- */

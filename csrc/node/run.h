@@ -37,11 +37,8 @@ int fcvm_run(struct fcvm_process *p, struct iovec *input, unsigned ninput, struc
 /* "NODE: WHAT: ..." for a wait that failed with code. */
 int fcvm_run_failed(const struct fcvm_process *p, int code, struct fcvm_err *err);
 
-/* "NODE: WHAT: text" of a transfer that ended badly. path: what it needs on its node. */
-int fcvm_run_refused(const struct fcvm_process *p, const char *path, struct fcvm_collector *text,
-	const struct fcvm_until *until, struct fcvm_err *err);
-
-/* The folder that path is in, malloc'ed. */
-char *fcvm_run_parent(const char *path);
+/* "NODE: WHAT: text" of a transfer that ended badly, with the errno that is its exit status. */
+int fcvm_run_refused(
+	const struct fcvm_process *p, struct fcvm_collector *text, struct fcvm_err *err);
 
 #endif

@@ -163,7 +163,7 @@ static int fetch(struct fcvm_node *n, struct file_sink *f, const struct fcvm_unt
 	expect(f, READ_ENTRY, sizeof(struct fcvm_tree_entry));
 	k = fcvm_run(p, NULL, 0, &f->sink, &text.sink, until, &exit, err);
 	if (k == 0 && (exit.code || exit.signal)) {
-		k = fcvm_run_refused(p, f->path, &text, until, err);
+		k = fcvm_run_refused(p, &text, err);
 	} else if (k == 0 && f->state != READ_REST) {
 		k = fcvm_fail(err, -EPROTO, "%s: %s: the stream ended too early", n->name, p->what);
 	}
@@ -254,11 +254,8 @@ int fcvm_transfer_write_file(struct fcvm_node *n, const char *path, const void *
 		return k;
 	fcvm_collector_init(&text, TEXT_MAX);
 	k = fcvm_run(p, in, 3, NULL, &text.sink, until, &exit, err);
-	if (k == 0 && (exit.code || exit.signal)) {
-		_cleanup_free_ char *parent = fcvm_run_parent(path);
-
-		k = fcvm_run_refused(p, parent ? parent : path, &text, until, err);
-	}
+	if (k == 0 && (exit.code || exit.signal))
+		k = fcvm_run_refused(p, &text, err);
 	fcvm_buf_done(&text.buf);
 	return k;
 }

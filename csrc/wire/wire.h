@@ -16,7 +16,7 @@
  * - The host opens streams, with ids that only grow. OPEN names an operation; the agent answers each OPEN with
  *   exactly one RESULT (arg: 0 or a positive errno; on failure the payload is a message). Unary operations end
  *   there. The others (SPAWN, GET, PUT, CONNECT, LISTEN, ACCEPT) go on after RESULT 0 with DATA and EOF per
- *   channel, SPAWN, GET and PUT with one EXIT, until CLOSE. The side that wants no more sends CLOSE, the other
+ *   channel, SPAWN, GET and PUT with one EXIT (of GET and PUT: 0 or a positive errno), until CLOSE. The side that wants no more sends CLOSE, the other
  *   answers with its own; frames of unknown streams are dropped.
  * - Channels: 0 towards the agent (stdin), 1 and 2 from it (stdout, stderr), 3 and up both ways (descriptors 3
  *   and up of a spawned program). CONNECT and ACCEPT streams use channel 0 both ways.

@@ -402,14 +402,14 @@ static void test_trees(void)
 		"d/f\n640\n"));
 	get = strings(h, FCVM_WIRE_GET, 0, 0, 0, at("missing"), NULL);
 	s = ended(h, get);
-	CHECK(s->exit == 1 && s->bytes[2] > 0);
+	CHECK(s->exit == ENOENT && s->bytes[2] > 0);
 	/* Cut off: it fails and leaves nothing half written. */
 	put = strings(h, FCVM_WIRE_PUT, 1, 0, 0, at("half"), "");
 	CHECK(ok(h, put));
 	frame(h, FCVM_WIRE_DATA, 0, put, fcvm_buf_head(&tree), tree.size / 2, 0);
 	frame(h, FCVM_WIRE_EOF, 0, put, NULL, 0, 0);
 	s = ended(h, put);
-	CHECK(s->exit == 1 && s->bytes[2] > 0);
+	CHECK(s->exit > 0 && s->exit < 256 && s->bytes[2] > 0);
 	put = strings(h, FCVM_WIRE_PUT, 1, 0, 0, at("closed"), "");
 	CHECK(ok(h, put));
 	frame(h, FCVM_WIRE_CLOSE, 0, put, NULL, 0, 0);

@@ -39,6 +39,13 @@ static void test_files(void)
 	free(big);
 	CHECK(fcvm_node_write_file(node, "/nonexistent/x", "a", 1, 0600, NULL, &err) == -ENOENT);
 	CHECK(strstr(err.message, "/nonexistent/x") != NULL);
+	/* A FIFO is never waited for; and why a transfer failed is told, not guessed. */
+	snprintf(script, sizeof script, "mkfifo %s/fifo", folder);
+	CHECK(status_of(script) == 0);
+	CHECK(fcvm_node_read_file(node, at("fifo"), 5, NULL, &back, &size, &err) == -EINVAL);
+	CHECK(fcvm_node_write_file(node, at("f/x"), "a", 1, 0600, NULL, &err) == -ENOTDIR);
+	CHECK(fcvm_node_write_file(node, at("a"), "a", 1, 0600, NULL, &err) == 0 &&
+		fcvm_node_remove(node, at("a"), NULL, &err) == 0);
 	/* Symlinks are followed when read. */
 	snprintf(script, sizeof script, "cd %s && mkdir -p s && ln -s s/l1 l2 && ln -s ../f s/l1",
 		folder);

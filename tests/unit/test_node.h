@@ -153,6 +153,7 @@ static void test_spawn(void)
 	CHECK(says(&(struct fcvm_spawn){.argv = both, .merge_stderr = true}, "a\nb\n"));
 	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = none}, NULL, &p, &err) == -ENOENT);
 	CHECK(err.code == ENOENT && strstr(err.message, "/nonexistent/program"));
+	CHECK(strstr(err.message, "exec") && !strstr(strstr(err.message, "exec") + 4, "exec"));
 	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = empty}, NULL, &p, &err) ==
 		-EINVAL);
 	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = pwd, .cwd = "/nonexistent"}, NULL,
@@ -211,6 +212,10 @@ static void test_user(void)
 	CHECK(says(&(struct fcvm_spawn){.argv = ids, .user = "0"}, "0\n0\n0\n"));
 	CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = ids, .user = "no-such-user"}, NULL,
 		      &p, &err) == -ENOENT);
+	for (const char *const *bad = (const char *const[]){"1:x", "1:", "daemon:1", "4294967296:1", NULL}; *bad;
+		bad++)
+		CHECK(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = ids, .user = *bad}, NULL, &p,
+			      &err) == -EINVAL);
 }
 
 /* Reads fd until the text shows up. */
