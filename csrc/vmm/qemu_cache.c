@@ -60,7 +60,7 @@ static int make_key(const struct vmm_probe *p, const char *want, char ret[static
 		return -ENOMEM;
 	if (fcvm_file_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 100, &boot, NULL) < 0)
 		return -ENOENT;
-	fcvm_hash_strings(ret, FCVM_VERSION, want ? want : "", boot, binary, library, kvm_state, NULL);
+	fcvm_hash_strings(ret, FCVM_VERSION, QEMU_TCG_CPU, want ? want : "", boot, binary, library, kvm_state, NULL);
 	return 0;
 }
 

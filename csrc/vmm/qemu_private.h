@@ -9,6 +9,9 @@
 #include "vmm/qmp.h"
 #include "vmm/vmm.h"
 
+/* The CPU under TCG; part of what a snapshot must match. */
+#define QEMU_TCG_CPU "max,-erms,-fsrm"
+
 /* QEMU's descriptors. */
 enum { QEMU_QMP = 3, QEMU_AGENT = 4, QEMU_CONTROL = FCVM_RAM_CONTROL, QEMU_CHANNELS = 3 };
 

@@ -28,7 +28,7 @@ struct vmm_probe {
 	char *version;  /* "10.0.2" */
 	char *accel;    /* "kvm" or "tcg" */
 	char *why;      /* why this accelerator: "KVM ran 100000 loops in 0.3 ms", "/dev/kvm: Permission denied", ... */
-	char *machine;  /* CPU model and machine type, part of what a snapshot must match: "microvm max" */
+	char *machine;  /* CPU model and machine type, part of what a snapshot must match: "microvm host" */
 	char *library;  /* of the driver's own, such as the preload library's path; may be NULL */
 	uint64_t tsc_khz;
 	bool file_uri;  /* qemu: the migration URI file: is known (8.2) */
