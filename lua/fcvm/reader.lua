@@ -9,9 +9,10 @@ Reader.__index = Reader
 
 local CHUNK = 65536
 
--- receive(size, timeout): at most size bytes, "" at the end; nil and an error.
+-- receive(size, timeout): at most size bytes, "" at the end; nil and an error. What is read ahead are the texts in
+-- `early`, none of which holds a line's end, and then `buffer`.
 local function new(receive, strip_cr)
-    return setmetatable({ receive = receive, buffer = "", strip_cr = strip_cr }, Reader)
+    return setmetatable({ receive = receive, early = {}, buffer = "", strip_cr = strip_cr }, Reader)
 end
 
 -- A function that says how many seconds are left.
@@ -26,16 +27,29 @@ function Reader:fill(timeout)
     local data, err = self.receive(CHUNK, timeout)
     if not data then return nil, err end
     if data == "" then return false end
-    self.buffer = self.buffer .. data
+    self.early[#self.early + 1] = self.buffer
+    self.buffer = data
     return true
+end
+
+-- Takes what is read ahead: of the buffer only `last`, so that `rest` stays.
+function Reader:take(last, rest)
+    local text = last
+    if #self.early > 0 then
+        self.early[#self.early + 1] = last
+        text = table.concat(self.early)
+        self.early = {}
+    end
+    self.buffer = rest
+    return text
 end
 
 -- At most n bytes, as soon as some are there; nil at the end.
 function Reader:some(n, timeout)
-    if self.buffer ~= "" then
-        local data = self.buffer:sub(1, n)
-        self.buffer = self.buffer:sub(n + 1)
-        return data
+    local ahead = self:take(self.buffer, "")
+    if ahead ~= "" then
+        self.buffer = ahead:sub(n + 1)
+        return ahead:sub(1, n)
     end
     local data, err = self.receive(n, timeout)
     if not data then return nil, err end
@@ -46,36 +60,25 @@ end
 -- Everything to the end.
 function Reader:all(timeout)
     local left = clock(timeout)
-    local parts = { self.buffer }
-    self.buffer = ""
-    while true do
-        local data, err = self.receive(CHUNK, left())
-        if not data then
-            self.buffer = table.concat(parts)
-            return nil, err
-        end
-        if data == "" then return table.concat(parts) end
-        parts[#parts + 1] = data
-    end
+    local more, err
+    repeat more, err = self:fill(left()) until not more
+    if more == nil then return nil, err end
+    return self:take(self.buffer, "")
 end
 
 -- One line, without its end unless keep; nil at the end.
 function Reader:line(keep, timeout)
     local left = clock(timeout)
-    local from = 1
     while true do
-        local stop = self.buffer:find("\n", from, true)
+        local stop = self.buffer:find("\n", 1, true)
         if stop then
-            local line = self.buffer:sub(1, keep and stop or stop - 1)
-            self.buffer = self.buffer:sub(stop + 1)
+            local line = self:take(self.buffer:sub(1, keep and stop or stop - 1), self.buffer:sub(stop + 1))
             return self.strip_cr and not keep and line:gsub("\r$", "") or line
         end
-        from = #self.buffer + 1
         local more, err = self:fill(left())
         if more == nil then return nil, err end
         if not more then
-            local line = self.buffer
-            self.buffer = ""
+            local line = self:take(self.buffer, "")
             if line == "" then return nil end
             return line
         end

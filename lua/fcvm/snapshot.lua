@@ -178,11 +178,16 @@ end
 --- A fresh clone. Waits while `size` of them are in use.
 -- @treturn[1] vm to be given back with `pool:give`
 -- @treturn[2] nil
--- @treturn[2] error
+-- @treturn[2] error `ECANCELED`: the pool was closed meanwhile
 function Pool:get()
     pool_of(self, "get")
     self.permits:acquire()
-    local ok, vm, err = pcall(core.snapshot_clone, self.snapshot)
+    local ok, vm, err = true, nil, nil
+    if not self.closed then ok, vm, err = pcall(core.snapshot_clone, self.snapshot) end
+    if ok and self.closed then
+        if vm then core.close(vm) end
+        vm, err = nil, handle.failure("get", "ECANCELED", "pool:get: the pool was closed meanwhile")
+    end
     if not ok or not vm then
         self.permits:release()
         if not ok then error(vm, 0) end
@@ -227,7 +232,7 @@ function Pool:map(items, fn)
     end, { limit = self.size })
 end
 
---- Ends the clones that are in use.
+--- Ends the clones that are in use. Closing twice is harmless.
 function Pool:close()
     if getmetatable(self) ~= Pool then pool_of(self, "close") end
     if self.closed then return end
@@ -235,6 +240,8 @@ function Pool:close()
     for vm in pairs(self.out) do list[#list + 1] = vm end
     self.closed, self.out = true, {}
     list:close()
+    -- who waits for one of them is told
+    for _ = 1, #list do self.permits:release() end
 end
 
 function Pool:__close()

@@ -295,7 +295,8 @@ describe("Ctrl-C in a script", function()
     it("ends coroutines, also within tasks", function()
         for _, body in ipairs {
             "ready() coroutine.wrap(function() while true do end end)()",
-            "local go = coroutine.wrap(function() while true do coroutine.yield() end end) ready() while true do go() end",
+            "local go = coroutine.wrap(function() while true do coroutine.yield() end end) ready()\n" ..
+                "while true do go() end",
             "ready() coroutine.resume(coroutine.create(function() while true do end end)) while true do end",
             "require 'fcvm'.spawn(function() ready() coroutine.wrap(function() while true do end end)() end):await()",
         } do

@@ -140,6 +140,23 @@ describe("a snapshot", function()
         end
         assert.equal(before, running())
     end)
+
+    it("has a pool that tells who waits for a clone when it is closed", function()
+        local before = running()
+        local pool = snap:pool { size = 2 }
+        check(pool:get())
+        local tasks = {}
+        -- one of them is cloning, the others wait
+        for i = 1, 3 do tasks[i] = fcvm.spawn(function() return pool:get() end) end
+        pool:close()
+        for _, t in ipairs(tasks) do
+            local clone, err = t:await()
+            assert.is_nil(clone)
+            assert.equal("ECANCELED", err.code)
+        end
+        assert.equal(before, running())
+        assert.has_error(function() pool:get() end)
+    end)
 end)
 
 describe("a snapshot with a name", function()

@@ -568,6 +568,24 @@ describe("a stream", function()
         assert.equal("half a line", b:read "l")
     end)
 
+    it("keeps what it has read ahead of a line, whatever is read next", function()
+        local a, b = pair()
+        local both <close> = closing(a, b) -- luacheck: ignore 211
+        local soon = { timeout = 0.01 }
+        for _, text in ipairs { "one ", "two ", "three" } do
+            a:write(text)
+            assert.is_nil((b:read("l", soon)))
+        end
+        assert.equal("one t", b:read(5))
+        assert.is_nil((b:read("l", soon)))
+        a:write " four\nfive "
+        assert.equal("wo three four\n", b:read "L")
+        assert.is_nil((b:read("a", soon)))
+        a:write "six"
+        a:shutdown()
+        assert.equal("five six", b:read "a")
+    end)
+
     it("carries more than fits", function()
         local a, b = pair()
         local both <close> = closing(a, b) -- luacheck: ignore 211
