@@ -203,7 +203,16 @@ int fcvm_qemu_pause(struct vmm *v, const struct fcvm_until *until, struct fcvm_e
 	struct qemu *q = qemu_of(v);
 	int k = want(q, 1u << QEMU_RUNNING, "pause", err);
 
-	return k < 0 ? k : become(q, QEMU_PAUSED, fcvm_qmp_call(q->qmp, "stop", NULL, until, NULL, err), err);
+	if (k < 0)
+		return k;
+	k = fcvm_qmp_call(q->qmp, "stop", NULL, until, NULL, err);
+	if (k == -ETIMEDOUT || k == -ECANCELED) {
+		/* Ours was given up; QEMU will stop, and is to go on then. */
+		struct fcvm_until soon = fcvm_until_ms(CANCEL_MS, -1);
+
+		fcvm_qmp_call(q->qmp, "cont", NULL, &soon, NULL, NULL);
+	}
+	return become(q, QEMU_PAUSED, k, err);
 }
 
 /* QEMU says that a migration is complete a little before it is done with it, and refuses to go on in between. */
