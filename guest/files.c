@@ -4,11 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -88,32 +86,11 @@ void files_open_stat(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 	link_result(l, id, &out, sizeof out);
 }
 
-static int reflink(const char *from, const char *to)
-{
-	_cleanup_close_ int in = -1;
-	_cleanup_close_ int out = -1;
-	struct stat st;
-	int r = 0;
-
-	in = open(from, O_RDONLY | O_CLOEXEC);
-	if (in < 0 || fstat(in, &st) < 0)
-		return -errno;
-	out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 0777);
-	if (out < 0)
-		return -errno;
-	if (ioctl(out, FICLONE, in) < 0) {
-		/* The kernel has several words for "this file system cannot". */
-		r = errno == ENOTTY || errno == EINVAL || errno == EXDEV ? -EOPNOTSUPP : -errno;
-		unlink(to);
-	}
-	return r;
-}
-
 void files_open_reflink(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
 	const char *from = fcvm_wire_get_string(r);
 	const char *to = fcvm_wire_get_string(r);
-	int code = fcvm_wire_reader_ok(r) ? reflink(from, to) : -EINVAL;
+	int code = fcvm_wire_reader_ok(r) ? fcvm_file_reflink(from, to) : -EINVAL;
 
 	if (code < 0)
 		link_refuse(l, id, code, "reflink %s to %s: %s", from, to, strerror(-code));

@@ -2,99 +2,30 @@
 /* CONNECT, LISTEN and ACCEPT: sockets of this machine as streams. */
 #include "agent.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include "base/cleanup.h"
-
-union address {
-	struct sockaddr any;
-	struct sockaddr_un un;
-	struct sockaddr_in in;
-	struct sockaddr_in6 in6;
-};
-
-static int parse_tcp(const char *text, union address *ret, socklen_t *ret_size)
-{
-	const char *colon = strrchr(text, ':');
-	char host[64];
-	size_t size;
-	char *end;
-	long port;
-
-	if (!colon || colon[1] < '0' || colon[1] > '9')
-		return -EINVAL;
-	port = strtol(colon + 1, &end, 10);
-	size = colon - text;
-	if (*end || port > 65535 || size >= sizeof host)
-		return -EINVAL;
-	if (size > 1 && text[0] == '[' && text[size - 1] == ']') {
-		text++;
-		size -= 2;
-	}
-	memcpy(host, text, size);
-	host[size] = 0;
-	memset(ret, 0, sizeof *ret);
-	if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host,
-			&ret->in.sin_addr) == 1) {
-		ret->in.sin_family = AF_INET;
-		ret->in.sin_port = htons(port);
-		*ret_size = sizeof ret->in;
-		return 0;
-	}
-	if (inet_pton(AF_INET6, host, &ret->in6.sin6_addr) != 1)
-		return -EINVAL;
-	ret->in6.sin6_family = AF_INET6;
-	ret->in6.sin6_port = htons(port);
-	*ret_size = sizeof ret->in6;
-	return 0;
-}
-
-static int parse_address(const char *text, union address *ret, socklen_t *ret_size)
-{
-	if (strncmp(text, "tcp:", 4) == 0)
-		return parse_tcp(text + 4, ret, ret_size);
-	if (strncmp(text, "unix:", 5) != 0 || !text[5])
-		return -EINVAL;
-	text += 5;
-	if (strlen(text) >= sizeof ret->un.sun_path)
-		return -ENAMETOOLONG;
-	memset(ret, 0, sizeof *ret);
-	ret->un.sun_family = AF_UNIX;
-	strcpy(ret->un.sun_path, text);
-	*ret_size = sizeof ret->un;
-	return 0;
-}
+#include "base/address.h"
 
 /* Makes a non-blocking socket for the address. fd or -errno, and the refusal is sent. */
 static int make_socket(struct link *l, uint32_t id, const char *what, const char *text,
-	struct fcvm_wire_reader *r, union address *address, socklen_t *size)
+	struct fcvm_wire_reader *r, struct fcvm_address *address)
 {
-	int code = fcvm_wire_reader_ok(r) ? parse_address(text, address, size) : -EINVAL;
-	int fd = -1, one = 1;
+	int code;
 
-	if (code == 0) {
-		fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-		code = fd < 0 ? -errno : 0;
-	}
-	if (code < 0) {
+	*address = (struct fcvm_address){.dirfd = -1};
+	code = fcvm_wire_reader_ok(r) ? fcvm_address_parse(text, address) : -EINVAL;
+	if (code == 0)
+		code = fcvm_address_socket(address);
+	if (code < 0)
 		link_refuse(l, id, code, "%s %s: %s%s", what, text, strerror(-code),
 			code == -EINVAL ? " (want unix:/path or tcp:ADDRESS:PORT)" : "");
-		return code;
-	}
-	if (address->any.sa_family != AF_UNIX)
-		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-	return fd;
+	return code;
 }
 
 /* Makes the stream one of a connected socket and says so. */
@@ -136,10 +67,9 @@ void socket_pump_connecting(struct stream *s)
 void socket_open_connect(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
 	const char *text = fcvm_wire_get_string(r);
-	union address address;
+	_cleanup_(fcvm_address_done) struct fcvm_address address;
 	struct stream *s;
-	socklen_t size;
-	int fd = make_socket(l, id, "connect to", text, r, &address, &size);
+	int fd = make_socket(l, id, "connect to", text, r, &address);
 
 	if (fd < 0)
 		return;
@@ -154,7 +84,7 @@ void socket_open_connect(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 		return;
 	}
 	s->channels[0].watch.fd = fd;
-	if (connect(fd, &address.any, size) == 0) {
+	if (connect(fd, &address.any, address.size) == 0) {
 		connected(s);
 	} else if (errno != EINPROGRESS ||
 		   watch_set(l->agent, &s->channels[0].watch, EPOLLIN | EPOLLOUT) < 0) {
@@ -165,7 +95,7 @@ void socket_open_connect(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 
 /* ---- LISTEN ---- */
 
-static int bind_and_listen(int fd, const union address *address, socklen_t size)
+static int bind_and_listen(int fd, const struct fcvm_address *address)
 {
 	int one = 1, r = 0;
 	mode_t mask;
@@ -173,7 +103,7 @@ static int bind_and_listen(int fd, const union address *address, socklen_t size)
 	if (address->any.sa_family != AF_UNIX)
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	mask = umask(0177);
-	if (bind(fd, &address->any, size) < 0)
+	if (bind(fd, &address->any, address->size) < 0)
 		r = -errno;
 	umask(mask);
 	if (r == 0 && listen(fd, 128) < 0)
@@ -184,10 +114,9 @@ static int bind_and_listen(int fd, const union address *address, socklen_t size)
 void socket_open_listen(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
 	const char *text = fcvm_wire_get_string(r);
-	union address address;
+	_cleanup_(fcvm_address_done) struct fcvm_address address;
 	struct stream *s;
-	socklen_t size;
-	int fd = make_socket(l, id, "listen on", text, r, &address, &size);
+	int fd = make_socket(l, id, "listen on", text, r, &address);
 	int code;
 
 	if (fd < 0)
@@ -199,11 +128,11 @@ void socket_open_listen(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 		return;
 	}
 	s->channels[0].watch.fd = fd;
-	code = bind_and_listen(fd, &address, size);
+	code = bind_and_listen(fd, &address);
 	if (code == 0 && address.any.sa_family == AF_UNIX) {
-		s->path = strdup(address.un.sun_path);
+		s->path = strdup(text + strlen("unix:"));
 		if (!s->path) {
-			unlink(address.un.sun_path);
+			unlink(text + strlen("unix:"));
 			code = -ENOMEM;
 		}
 	}

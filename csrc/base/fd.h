@@ -35,6 +35,10 @@ int fcvm_fd_read_all(int fd, size_t max, char **ret, size_t *ret_size);
 /* Writes name.tmp.<random> beneath dirfd and renames it over name. sync: fsync file and folder. -errno. */
 int fcvm_file_replace(int dirfd, const char *name, const void *data, size_t size, mode_t mode, bool sync);
 
+/* Makes `to` a copy of the file `from` that shares its blocks (FICLONE). 0 or -errno, -EOPNOTSUPP if the file system
+ * cannot; then `to` is not there. */
+int fcvm_file_reflink(const char *from, const char *to);
+
 /* Makes each missing folder of the path with the mode. 0 or -errno. */
 int fcvm_dir_make(const char *path, mode_t mode);
 

@@ -2,8 +2,10 @@
 /* Whole files and folders (base/fd.h). */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -112,6 +114,27 @@ int fcvm_file_replace(int dirfd, const char *name, const void *data, size_t size
 		unlinkat(dirfd, temporary, 0);
 	else if (sync && dirfd >= 0)
 		fsync(dirfd);
+	return r;
+}
+
+int fcvm_file_reflink(const char *from, const char *to)
+{
+	_cleanup_close_ int in = -1;
+	_cleanup_close_ int out = -1;
+	struct stat st;
+	int r = 0;
+
+	in = open(from, O_RDONLY | O_CLOEXEC);
+	if (in < 0 || fstat(in, &st) < 0)
+		return -errno;
+	out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 0777);
+	if (out < 0)
+		return -errno;
+	if (ioctl(out, FICLONE, in) < 0) {
+		/* The kernel has several words for "this file system cannot". */
+		r = errno == ENOTTY || errno == EINVAL || errno == EXDEV ? -EOPNOTSUPP : -errno;
+		unlink(to);
+	}
 	return r;
 }
 

@@ -51,8 +51,9 @@ int fcvm_tree_pack(int fd, const char *path, struct fcvm_err *err);
 /*
  * Unpacks from fd to `path`, blocking. If the stream's root is a folder, path is made or merged into; if a file,
  * path is the file (written as path.fcvm-XXXXXX and renamed) or, if path is an existing folder and base_name is
- * not NULL, path/base_name. On failure what is half written is removed. Folders that were there keep their owner,
- * mode and time; files that were there are replaced.
+ * not NULL, path/base_name. On failure the file at hand, and the root if it was made, are removed; what was already
+ * put into a folder that was there stays. Folders that were there keep their owner, mode and time; files that were
+ * there are replaced. Without keep_owner set-user-ID and set-group-ID bits are dropped.
  */
 int fcvm_tree_unpack(int fd, const char *path, const char *base_name, bool keep_owner, struct fcvm_err *err);
 

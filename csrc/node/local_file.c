@@ -2,11 +2,9 @@
 /* Files and memory of the local node. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <time.h>
@@ -94,31 +92,10 @@ int fcvm_local_remove(
 	return k < 0 ? fcvm_fail_errno(err, k, "local: remove %s", path) : 0;
 }
 
-static int reflink(const char *from, const char *to)
-{
-	_cleanup_close_ int in = -1;
-	_cleanup_close_ int out = -1;
-	struct stat st;
-	int k = 0;
-
-	in = open(from, O_RDONLY | O_CLOEXEC);
-	if (in < 0 || fstat(in, &st) < 0)
-		return -errno;
-	out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 0777);
-	if (out < 0)
-		return -errno;
-	if (ioctl(out, FICLONE, in) < 0) {
-		/* The kernel has several words for "this file system cannot". */
-		k = errno == ENOTTY || errno == EINVAL || errno == EXDEV ? -EOPNOTSUPP : -errno;
-		unlink(to);
-	}
-	return k;
-}
-
 int fcvm_local_reflink(struct fcvm_node *n, const char *from, const char *to,
 	const struct fcvm_until *until, struct fcvm_err *err)
 {
-	int k = reflink(from, to);
+	int k = fcvm_file_reflink(from, to);
 
 	return k < 0 ? fcvm_fail_errno(err, k, "local: reflink %s to %s", from, to) : 0;
 }

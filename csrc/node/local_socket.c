@@ -1,123 +1,31 @@
 /* SPDX-License-Identifier: MIT */
 /* Sockets on the local node. */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/fail.h"
 #include "base/fd.h"
 #include "node/node_private.h"
 
-struct address {
-	union {
-		struct sockaddr any;
-		struct sockaddr_un un;
-		struct sockaddr_in in;
-		struct sockaddr_in6 in6;
-	};
-	socklen_t size;
-	int dirfd; /* the folder of a path that does not fit a sockaddr_un; -1 */
-};
-
-static int parse_tcp(const char *text, struct address *ret)
-{
-	const char *colon = strrchr(text, ':');
-	char host[64];
-	size_t size;
-	char *end;
-	long port;
-
-	if (!colon || colon[1] < '0' || colon[1] > '9')
-		return -EINVAL;
-	port = strtol(colon + 1, &end, 10);
-	size = colon - text;
-	if (*end || port > 65535 || size >= sizeof host)
-		return -EINVAL;
-	if (size > 1 && text[0] == '[' && text[size - 1] == ']') {
-		text++;
-		size -= 2;
-	}
-	memcpy(host, text, size);
-	host[size] = 0;
-	if (inet_pton(AF_INET, strcmp(host, "localhost") == 0 ? "127.0.0.1" : host,
-		    &ret->in.sin_addr) == 1) {
-		ret->in.sin_family = AF_INET;
-		ret->in.sin_port = htons(port);
-		ret->size = sizeof ret->in;
-		return 0;
-	}
-	if (inet_pton(AF_INET6, host, &ret->in6.sin6_addr) != 1)
-		return -EINVAL;
-	ret->in6.sin6_family = AF_INET6;
-	ret->in6.sin6_port = htons(port);
-	ret->size = sizeof ret->in6;
-	return 0;
-}
-
-/* A sockaddr_un holds 107 bytes; a longer path is named by way of its folder's descriptor. */
-static int parse_unix(const char *path, struct address *ret)
-{
-	_cleanup_free_ char *folder = NULL;
-	const char *slash = strrchr(path, '/');
-	int n;
-
-	ret->un.sun_family = AF_UNIX;
-	ret->size = sizeof ret->un;
-	if (!path[0])
-		return -EINVAL;
-	if (strlen(path) < sizeof ret->un.sun_path) {
-		strcpy(ret->un.sun_path, path);
-		return 0;
-	}
-	folder = slash ? strndup(path, slash - path + 1) : strdup(".");
-	if (!folder)
-		return -ENOMEM;
-	ret->dirfd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (ret->dirfd < 0)
-		return -errno;
-	n = snprintf(ret->un.sun_path, sizeof ret->un.sun_path, "/proc/self/fd/%d/%s", ret->dirfd,
-		slash ? slash + 1 : path);
-	return n < (int)sizeof ret->un.sun_path ? 0 : -ENAMETOOLONG;
-}
-
-static void address_done(struct address *a)
-{
-	fcvm_close(a->dirfd);
-}
-
 /* The address and a socket for it, non-blocking. fd or -errno, with the message. */
 static int make_socket(
-	const char *verb, const char *text, struct address *ret, struct fcvm_err *err)
+	const char *verb, const char *text, struct fcvm_address *ret, struct fcvm_err *err)
 {
-	int one = 1, fd = -1, k = -EINVAL;
+	int k = fcvm_address_parse(text, ret);
 
-	*ret = (struct address){.dirfd = -1};
-	if (strncmp(text, "tcp:", 4) == 0)
-		k = parse_tcp(text + 4, ret);
-	else if (strncmp(text, "unix:", 5) == 0)
-		k = parse_unix(text + 5, ret);
-	if (k == 0) {
-		fd = socket(ret->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-		k = fd < 0 ? -errno : fd;
-	}
 	if (k == -EINVAL)
 		return fcvm_fail(
 			err, k, "local: %s %s: want unix:/path or tcp:ADDRESS:PORT", verb, text);
-	if (k < 0)
-		return fcvm_fail_errno(err, k, "local: %s %s", verb, text);
-	if (ret->any.sa_family != AF_UNIX)
-		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-	return fd;
+	if (k == 0)
+		k = fcvm_address_socket(ret);
+	return k < 0 ? fcvm_fail_errno(err, k, "local: %s %s", verb, text) : k;
 }
 
 /* ---- connect ---- */
@@ -138,7 +46,7 @@ static int await_connected(int fd, const struct fcvm_until *until)
 
 /* A Unix listener whose backlog is full cannot be polled for: only a blocking connect waits in its
  * queue. */
-static int connect_full(int fd, const struct address *a, const struct fcvm_until *until)
+static int connect_full(int fd, const struct fcvm_address *a, const struct fcvm_until *until)
 {
 	const struct timeval slice = {.tv_usec = 50 * 1000};
 	int k = fcvm_fd_nonblock(fd, false);
@@ -162,7 +70,7 @@ static int connect_full(int fd, const struct address *a, const struct fcvm_until
 int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
 	int *ret_fd, struct fcvm_err *err)
 {
-	_cleanup_(address_done) struct address a;
+	_cleanup_(fcvm_address_done) struct fcvm_address a;
 	_cleanup_close_ int fd = make_socket("connect to", address, &a, err);
 	int k = 0;
 
@@ -220,7 +128,7 @@ static void local_listener_free(struct fcvm_listener *l)
 	fcvm_close(ll->fd);
 }
 
-static int bind_and_listen(int fd, const struct address *a)
+static int bind_and_listen(int fd, const struct fcvm_address *a)
 {
 	int one = 1;
 
@@ -236,7 +144,7 @@ static int bind_and_listen(int fd, const struct address *a)
 int fcvm_local_listen(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
 	struct fcvm_listener **ret, struct fcvm_err *err)
 {
-	_cleanup_(address_done) struct address a;
+	_cleanup_(fcvm_address_done) struct fcvm_address a;
 	_cleanup_close_ int fd = make_socket("listen on", address, &a, err);
 	struct local_listener *ll;
 	int k;
