@@ -19,6 +19,10 @@ static lua_State *whole;                 /* what interp_call runs */
 static lua_State *volatile running;      /* it, or the coroutine that runs now */
 static struct fcvm_bind *volatile bound; /* NULL until the script requires fcvm */
 
+/* What the source of our own Lua modules begins with, "@/usr/share/lua/5.4/fcvm/"; "": not known.
+ */
+static char library[4096];
+
 /* ---- signals ---- */
 
 static void raise_interrupted(lua_State *L, lua_Debug *ar)
@@ -126,14 +130,21 @@ static int coroutine_wrap(lua_State *L)
 
 /* ---- errors ---- */
 
-/* "file:line: " of the innermost Lua function, pushed; "" if there is none. */
+/* Is it Lua code of the user's, at which an error message can point? */
+static bool is_users(const lua_Debug *ar)
+{
+	return ar->currentline > 0 &&
+	       (!*library || strncmp(ar->source, library, strlen(library)) != 0);
+}
+
+/* "file:line: " of the user's innermost Lua function, pushed; "" if there is none. */
 static void push_where(lua_State *L)
 {
 	lua_Debug ar;
 
 	for (int level = 1; lua_getstack(L, level, &ar); level++) {
 		lua_getinfo(L, "Sl", &ar);
-		if (ar.currentline > 0) {
+		if (is_users(&ar)) {
 			lua_pushfstring(L, "%s:%d: ", ar.short_src, ar.currentline);
 			return;
 		}
@@ -158,11 +169,23 @@ static bool is_deep(lua_State *L)
 	int n = 0;
 
 	for (int level = 1; n < 2 && lua_getstack(L, level, &ar); level++) {
-		lua_getinfo(L, "lt", &ar);
+		lua_getinfo(L, "Slt", &ar);
 		/* A tail call has taken its caller's place. */
-		n += ar.currentline > 0 ? 1 + ar.istailcall : 0;
+		n += is_users(&ar) ? 1 + ar.istailcall : 0;
 	}
 	return n >= 2;
+}
+
+/* Of an error that comes from a task, that of the task: pushed, and true. */
+static bool push_own_traceback(lua_State *L)
+{
+	if (lua_istable(L, 1)) {
+		lua_pushliteral(L, "traceback");
+		if (lua_rawget(L, 1) == LUA_TSTRING)
+			return true;
+		lua_pop(L, 1);
+	}
+	return false;
 }
 
 static int describe(lua_State *L, bool brief)
@@ -179,7 +202,11 @@ static int describe(lua_State *L, bool brief)
 		lua_insert(L, -2);
 		lua_concat(L, 2);
 	}
-	if (!brief || is_deep(L))
+	if (push_own_traceback(L)) {
+		lua_pushliteral(L, "\n");
+		lua_insert(L, -2);
+		lua_concat(L, 3);
+	} else if (!strstr(lua_tostring(L, -1), "\nstack traceback:\n") && (!brief || is_deep(L)))
 		luaL_traceback(L, L, lua_tostring(L, -1), 1);
 	return 1;
 }
@@ -277,8 +304,11 @@ static int set_up(lua_State *L)
 	luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
 	lua_pushcfunction(L, open_core);
 	lua_setfield(L, -2, "fcvm.core");
-	if (folder)
+	if (folder) {
 		set_path(L, folder);
+		if (snprintf(library, sizeof library, "@%s/fcvm/", folder) >= (int)sizeof library)
+			*library = 0;
+	}
 	lua_getglobal(L, "os");
 	lua_pushcfunction(L, exit_in_order);
 	lua_setfield(L, -2, "exit");

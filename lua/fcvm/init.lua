@@ -188,7 +188,7 @@ end
 -- @treturn[2] error
 function M.gc(opts)
     opts = options.check("fcvm.gc", { max_age = options.seconds }, opts)
-    return report("gc", core.gc(opts.max_age and math.tointeger(opts.max_age // 1)))
+    return report("gc", core.gc(opts.max_age and math.tointeger(math.min(opts.max_age, 1e12) // 1)))
 end
 
 --- What would be used on this machine, and why not the other.

@@ -223,6 +223,17 @@ describe("script", function()
         assert.equal(1, code)
         contains("did you mean clone50?", err)
     end)
+    it("says in which of the program's lines it failed, and where in a task", function()
+        local line = "fcvm: [^\n]*/program%d+%.lua:"
+        local _, _, err = cli.call("script", cli.program 'local fcvm = require "fcvm"\n\nfcvm.vm { memory = "1M" }')
+        assert.matches("^" .. line .. "3: memory of", err)
+        for _, fault in ipairs { 'error "failed"', 'fcvm.json.encode(print)', 'assert(fcvm.attach "failed")' } do
+            _, _, err = cli.call("script", cli.program('local fcvm = require "fcvm"\nlocal function inner()\n' ..
+                fault .. "\nend\nfcvm.spawn(function()\nfcvm.sleep(0)\ninner()\nend)"))
+            assert.equal(1, select(2, err:gsub("stack traceback:", "")))
+            assert.matches("program%d+%.lua:7: in function", err)
+        end
+    end)
     it("finds the shipped ones, and lists them", function()
         local code, out = cli.call("script", "--list")
         assert.equal(0, code)
