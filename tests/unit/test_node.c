@@ -468,6 +468,7 @@ int main(void)
 	node = host;
 	if (guest) {
 		snprintf(socket_address, sizeof socket_address, "unix:%s", guest);
+		gigabyte = 256 << 20;
 		suite_over(fresh_socket, "guest");
 	} else {
 		suite_over(fresh_local, "local");

@@ -384,10 +384,13 @@ static long rss_kb(void)
 	return kb;
 }
 
+static size_t gigabyte = 1 << 30; /* an emulated guest has less patience */
+
 static void test_gigabyte(void)
 {
 	enum { CHUNK = 256 * 1024 };
-	static const char *const argv[] = {"head", "-c", "1G", "/dev/zero", NULL};
+	char count[24];
+	const char *const argv[] = {"head", "-c", count, "/dev/zero", NULL};
 	struct fcvm_until until = fcvm_until_ms(120000, -1);
 	struct fcvm_process *p = NULL;
 	struct fcvm_exit e;
@@ -396,6 +399,7 @@ static void test_gigabyte(void)
 	size_t total = 0;
 	int64_t start;
 
+	snprintf(count, sizeof count, "%zu", gigabyte);
 	if (!ok(fcvm_node_spawn(node, &(struct fcvm_spawn){.argv = argv, .null_stdin = true},
 		    &until, &p, &err)))
 		return;
@@ -416,12 +420,12 @@ static void test_gigabyte(void)
 		total += n > 0 ? n : 0;
 		if (n > 0 && total % (64 << 20) < (size_t)n && rss_kb() > most)
 			most = rss_kb();
-		if (n > 0 && total / (256 << 20) != (total - n) / (256 << 20))
+		if (n > 0 && total / (gigabyte / 4) != (total - n) / (gigabyte / 4))
 			CHECK(status_of("exit 6") == 6);
 	}
-	CHECK(total == 1 << 30);
+	CHECK(total == gigabyte);
 	CHECK(fcvm_process_wait(p, &until, &e, &err) == 0 && e.code == 0);
-	printf("%s: a gigabyte at %.0f MB/s, %ld KiB more of memory\n", fcvm_node_name(node),
+	printf("%s: much output at %.0f MB/s, %ld KiB more of memory\n", fcvm_node_name(node),
 		total / 1e6 / ((fcvm_now_ns() - start) / 1e9), most - before);
 #ifndef SANITIZED
 	CHECK(most - before < 8 * 1024);
