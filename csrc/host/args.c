@@ -8,6 +8,7 @@
 
 #include "host/interrupt.h"
 #include "host/progress.h"
+#include "host/terminal.h"
 #include "host/verb.h"
 
 /* ---- messages ---- */
@@ -37,7 +38,9 @@ int failed(const struct fcvm_err *err)
 	while (*line) {
 		size_t n = strcspn(line, "\n");
 
-		fprintf(stderr, "    %.*s\n", (int)n, line);
+		fputs("    ", stderr);
+		terminal_write(stderr, line, n);
+		putc('\n', stderr);
 		line += n + (line[n] == '\n');
 	}
 	return interrupt_signal() ? EXIT_SIGNAL + interrupt_signal() : EXIT_FAILED;

@@ -22,6 +22,7 @@
 #include "base/fd.h"
 #include "fcvm.h"
 #include "host/interrupt.h"
+#include "host/terminal.h"
 #include "host/verb.h"
 
 FCVM_CLEANUP(struct fcvm_vm, fcvm_vm_free)
@@ -34,7 +35,7 @@ static int show(const char *id)
 
 	if (fcvm_vm_log(id, &text, &size, &err) < 0)
 		return failed(&err);
-	fwrite(text, 1, size, stdout);
+	terminal_write(stdout, text, size);
 	if (size && text[size - 1] != '\n')
 		putchar('\n');
 	return 0;
@@ -47,7 +48,7 @@ static bool copy_rest(int fd)
 	ssize_t n;
 
 	while ((n = read(fd, buf, sizeof buf)) > 0)
-		if (fwrite(buf, 1, (size_t)n, stdout) != (size_t)n)
+		if (!terminal_write(stdout, buf, (size_t)n))
 			return false;
 	return fflush(stdout) == 0;
 }

@@ -92,3 +92,17 @@ int terminal_watch(void)
 	}
 	return changed;
 }
+
+bool terminal_write(FILE *to, const char *text, size_t size)
+{
+	if (!isatty(fileno(to)))
+		return fwrite(text, 1, size, to) == size;
+	for (size_t i = 0; i < size; i++) {
+		unsigned char c = text[i];
+		bool order = (c < ' ' && c != '\n' && c != '\t' && c != '\r') || c == 127;
+
+		if (putc(order ? '?' : c, to) == EOF)
+			return false;
+	}
+	return true;
+}

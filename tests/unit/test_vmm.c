@@ -61,7 +61,8 @@ static void test_args(void)
 	CHECK(strcmp(after(&a, "-name"), "guest=a,,b") == 0);
 	CHECK(strstr(after(&a, "-object"), "size=67108864,share=on,mem-path=/m,,n"));
 	CHECK(strstr(after(&a, "-append"), " tsc_early_khz=1234567 x=1"));
-	CHECK(strcmp(after(&a, "-kernel"), "/k,1") == 0 && strcmp(after(&a, "-cpu"), "max") == 0);
+	CHECK(strcmp(after(&a, "-kernel"), "/k,1") == 0 && strcmp(after(&a, "-cpu"), QEMU_TCG_CPU) == 0 &&
+		strstr(after(&a, "-machine"), ",pit=off"));
 	CHECK(a.nenv == 2 && a.argv[a.nargv] == NULL);
 	fcvm_qemu_args_done(&a);
 
@@ -74,7 +75,8 @@ static void test_args(void)
 
 	p.accel = "kvm";
 	CHECK(fcvm_qemu_args_make(&a, &m, &p, false, "/m", &err) == 0);
-	CHECK(!strstr(after(&a, "-append"), "tsc") && strcmp(after(&a, "-cpu"), "host") == 0);
+	CHECK(!strstr(after(&a, "-append"), "tsc") && strcmp(after(&a, "-cpu"), "host") == 0 &&
+		!strstr(after(&a, "-machine"), "pit="));
 	fcvm_qemu_args_done(&a);
 
 	p.library = "/a folder/x.so"; /* the dynamic linker takes a space for the end */
