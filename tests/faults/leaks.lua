@@ -51,8 +51,9 @@ local function measure(what, n, fn)
     end
     io.stdout:write(("  %-28s %4d rounds, %4.0f ms each: fds %d -> %d, threads %d -> %d, RSS %d -> %d KiB\n"):format(what, n,
         (fcvm.now() - from) * 1000 / n, before.fds, after.fds, before.threads, after.threads, before.rss, after.rss))
+    -- The reactor lets go of a VM's descriptors when it next has something to do: one VM may still have them.
     for _, key in ipairs { "fds", "threads", "children" } do
-        if after[key] > before[key] + (key == "fds" and 2 or 0) then
+        if after[key] > before[key] + (key == "fds" and 12 or 0) then
             failures = failures + 1
             io.stdout:write(("FAILED: %s: %s grew from %d to %d\n"):format(what, key, before[key], after[key]))
         end
