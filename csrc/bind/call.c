@@ -266,8 +266,10 @@ static int running(lua_State *L)
 {
 	struct fcvm_bind *b = fcvm_bind_of(L);
 
-	if (b)
+	if (b) {
 		b->running = lua_tothread(L, 1);
+		fcvm_error_pass_interrupt(b);
+	}
 	return 0;
 }
 

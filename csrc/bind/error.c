@@ -139,6 +139,13 @@ void fcvm_bind_interrupt(struct fcvm_bind *b, lua_State *running)
 	errno = saved;
 }
 
+void fcvm_error_pass_interrupt(struct fcvm_bind *b)
+{
+	/* the handler has set the main one's hook in any case; the scheduler may be there, and then it waits */
+	if (b->running && lua_gethook(b->main) == interrupted_hook)
+		set_hook(b->running);
+}
+
 static void clear_hook(lua_State *L)
 {
 	/* not somebody else's hook, a debugger's say */

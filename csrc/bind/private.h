@@ -43,6 +43,8 @@ int fcvm_error_push(lua_State *L, const char *op, int code, const struct fcvm_er
 /* Raise the values fcvm.interrupted and fcvm.cancelled. */
 int fcvm_error_raise_interrupted(lua_State *L, struct fcvm_bind *b);
 int fcvm_error_raise_cancelled(lua_State *L);
+/* To the task that is to run: an interrupt that came while the scheduler ran, and is not raised yet. */
+void fcvm_error_pass_interrupt(struct fcvm_bind *b);
 
 /* ---- handles (handle.c) ---- */
 

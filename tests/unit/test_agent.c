@@ -4,6 +4,8 @@
  * The agent, spoken to in raw frames over a socketpair: FCVM_AGENT names the binary (fcvm-agent or its sanitised
  * twin). Every test starts an agent of its own and looks that it ends well.
  */
+#include <netinet/in.h>
+
 #include "test_agent.h"
 
 static void test_handshake(void)
@@ -418,8 +420,21 @@ static void test_trees(void)
 	CHECK(access(at("closed"), F_OK) < 0);
 }
 
+/* One that nobody listens on, as the kernel gives them out. */
+static int free_port(void)
+{
+	struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t size = sizeof a;
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	CHECK(bind(fd, (struct sockaddr *)&a, size) == 0 && getsockname(fd, (struct sockaddr *)&a, &size) == 0);
+	close(fd);
+	return ntohs(a.sin_port);
+}
+
 static void test_sockets(void)
 {
+	int port;
 	struct host *h = start();
 	char address[320];
 	uint32_t listener, waiting, in, out;
@@ -457,10 +472,13 @@ static void test_sockets(void)
 	CHECK(result(h, strings(h, FCVM_WIRE_CONNECT, 0, 0, 0, "tcp:127.0.0.1:1", NULL))->code ==
 		ECONNREFUSED);
 	CHECK(result(h, strings(h, FCVM_WIRE_CONNECT, 0, 0, 0, "what:1", NULL))->code == EINVAL);
-	listener = strings(h, FCVM_WIRE_LISTEN, 0, 0, 0, "tcp:127.0.0.1:48731", NULL);
+	port = free_port();
+	snprintf(address, sizeof address, "tcp:127.0.0.1:%d", port);
+	listener = strings(h, FCVM_WIRE_LISTEN, 0, 0, 0, address, NULL);
 	CHECK(ok(h, listener));
 	in = strings(h, FCVM_WIRE_ACCEPT, 1, listener, 0, NULL, NULL);
-	out = strings(h, FCVM_WIRE_CONNECT, 0, 0, 0, "tcp:localhost:48731", NULL);
+	snprintf(address, sizeof address, "tcp:localhost:%d", port);
+	out = strings(h, FCVM_WIRE_CONNECT, 0, 0, 0, address, NULL);
 	CHECK(ok(h, out) && ok(h, in));
 	/* Whose other side is gone both ways is closed, once that shows. */
 	snprintf(address, sizeof address, "unix:%s", at("sock"));

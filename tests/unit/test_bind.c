@@ -249,6 +249,32 @@ static void one_interrupt(lua_State *L, const char *code, int us)
 		fprintf(stderr, "after %s: %s\n", code, lua_tostring(L, -1));
 }
 
+static int interrupt_now(lua_State *L)
+{
+	(void)L;
+	fcvm_bind_interrupt(bound, NULL);
+	return 0;
+}
+
+/* One that comes where the scheduler is, just before a task runs that never waits. The alarm is only there to end
+ * it, should it not be seen. */
+static void between_tasks(lua_State *L)
+{
+	static const char code[] = "local running, n = core.running, 0\n"
+				   "core.running = function(co)\n"
+				   "    n = n + 1\n"
+				   "    if n == 2 then core.running = running interrupt_now() end\n"
+				   "    running(co)\n"
+				   "end\n"
+				   "fcvm.spawn(function() while true do end end)";
+	int64_t start = fcvm_now_ns();
+
+	lua_register(L, "interrupt_now", interrupt_now);
+	one_interrupt(L, code, 990000);
+	CHECK(fcvm_now_ns() - start < 900000000);
+	setitimer(ITIMER_REAL, &(struct itimerval){0}, NULL);
+}
+
 static void test_interrupt(void)
 {
 	struct sigaction sa = {.sa_handler = on_alarm};
@@ -264,6 +290,7 @@ static void test_interrupt(void)
 		for (int k = 0; k < 10; k++)
 			one_interrupt(L, interrupted[i], 3000 + 331 * k);
 	}
+	between_tasks(L);
 	/* one that nobody has seen is forgotten, and hits nothing */
 	fcvm_bind_interrupt(bound, NULL);
 	fcvm_bind_interrupt_clear(bound);

@@ -195,7 +195,8 @@ static void test_greeting(void)
 	n = meet(&f, after_rubbish, 3000);
 	CHECK(n && fcvm_node_generation(n) == 7);
 	part(&f, n);
-	CHECK(fcvm_now_ns() - start < 5000000000ll);
+	/* Not the 9.6 s of all the deadlines; a loaded machine and a sanitizer take their share. */
+	CHECK(fcvm_now_ns() - start < 9000000000ll);
 }
 
 /* ---- those that break the rules while a program runs ---- */
