@@ -26,6 +26,9 @@
 #include "check.h"
 #include "wire/wire.h"
 
+/* Not each of the programs needs all of it. */
+#pragma GCC diagnostic ignored "-Wunused-function"
+
 enum { STREAMS = 600, CHANNELS = 6 };
 
 /* What has come in on one stream. */
@@ -416,6 +419,37 @@ static bool soon_dead(const char *pid_file)
 	for (unsigned i = 0; i < 200 && alive(pid_file); i++)
 		usleep(10000);
 	return !alive(pid_file);
+}
+
+/* ---- a program of tests ---- */
+
+struct test {
+	const char *name;
+	void (*run)(void);
+};
+
+/* Main's work; ONLY=name runs one. */
+static int run_tests(const struct test *tests, unsigned n)
+{
+	agent_path = getenv("FCVM_AGENT");
+	if (!agent_path || access(agent_path, X_OK) < 0) {
+		printf("skipped: FCVM_AGENT does not name the agent\n");
+		return 77;
+	}
+	signal(SIGPIPE, SIG_IGN);
+	if (!mkdtemp(folder))
+		return 1;
+	for (unsigned i = 0; i < n; i++) {
+		unsigned before = check_failed;
+
+		if (getenv("ONLY") && strcmp(getenv("ONLY"), tests[i].name) != 0)
+			continue;
+		tests[i].run();
+		if (check_failed > before)
+			fprintf(stderr, "^ %s\n", tests[i].name);
+	}
+	fcvm_tree_remove(AT_FDCWD, folder);
+	CHECK_DONE();
 }
 
 #endif
