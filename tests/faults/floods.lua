@@ -47,7 +47,8 @@ local function all()
     end
     local out = loud:await()
     check(#out.stdout == 1 << 20 and out.truncated, "kept", #out.stdout, tostring(out.truncated))
-    io.stdout:write(("  %d MiB of output in %.1f s, a neighbour's exec at most %.2f s\n"):format(MUCH, fcvm.now() - from, slowest))
+    io.stdout:write(("  %d MiB of output in %.1f s, a neighbour's exec at most %.2f s\n"):format(MUCH,
+        fcvm.now() - from, slowest))
     check(slowest < 5, "a neighbour waited", slowest)
 
     -- One that nobody reads.
@@ -61,8 +62,8 @@ local function all()
 
     -- The console.
     from = fcvm.now()
-    assert(vm:exec { "sh", "-c", "yes 'a line on the console that is of no use to anybody' | dd bs=1k count=2048 iflag=fullblock 2>/dev/null >/dev/console",
-        timeout = 200 })
+    assert(vm:exec { "sh", "-c", "yes 'a line on the console that is of no use to anybody' | " ..
+        "dd bs=1k count=2048 iflag=fullblock 2>/dev/null >/dev/console", timeout = 200 })
     assert(vm:exec { "sh", "-c", "echo the last words >/dev/console" })
     fcvm.sleep(0.3)
     local log = size(vm.dir .. "/console.log") + size(vm.dir .. "/console.log.1")
