@@ -162,7 +162,8 @@ describe("beside a script that owns a VM,", function()
         local file = cli.program [[
             local fcvm = require "fcvm"
             local vm <close> = assert(fcvm.vm { name = "held", memory = "128M" }:start())
-            assert(vm:snapshot { name = "cli-spec" })
+            -- Closed at once: who has it open keeps it from being removed.
+            do local kept <close> = assert(vm:snapshot { name = "cli-spec" }) end
             print "ready" io.stdout:flush()
             assert(vm:exec { "sh", "-c", "until test -e /tmp/stop; do sleep 0.2; done" })
         ]]
