@@ -181,9 +181,10 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 	return 0;
 }
 
-static bool lives(struct fcvm_vm *vm)
+/* Somebody may have killed a VMM while it waited. */
+static bool lives(const struct fcvm_snapshot *s, const struct vmm *vmm)
 {
-	struct pollfd p = {.fd = vm->with.driver->exit_fd(vm->vmm), .events = POLLIN};
+	struct pollfd p = {.fd = s->with.driver->exit_fd(vmm), .events = POLLIN};
 
 	return poll(&p, 1, 0) == 0;
 }
@@ -197,7 +198,7 @@ static void drop_template(struct fcvm_snapshot *s)
 
 static int want_template(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	if (s->template && !lives(s->template))
+	if (s->template && !lives(s, s->template->vmm))
 		drop_template(s);
 	return s->template ? 0 : make_template(s, until, err);
 }
@@ -365,18 +366,12 @@ static struct waiting *take_any(struct fcvm_snapshot *s)
 	return w;
 }
 
-/* One that lives: somebody may have killed it while it waited. */
 static struct waiting *take_waiting(struct fcvm_snapshot *s)
 {
 	struct waiting *w;
 
-	while ((w = take_any(s))) {
-		struct pollfd p = {.fd = s->with.driver->exit_fd(w->vmm), .events = POLLIN};
-
-		if (poll(&p, 1, 0) == 0)
-			break;
+	while ((w = take_any(s)) && !lives(s, w->vmm))
 		free_waiting(s, w);
-	}
 	return w;
 }
 

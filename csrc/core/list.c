@@ -16,7 +16,7 @@
 #include "base/fd.h"
 #include "core/vm.h"
 
-enum { GC_DEFAULT_S = 14 * 24 * 3600, LOG_MAX = 64 << 20 };
+enum { LOG_MAX = 64 << 20 };
 
 int64_t process_start(int pid)
 {
@@ -147,6 +147,19 @@ static int find_vm(struct runtime *rt, const char *id, struct fcvm_json **ret_js
 	return r;
 }
 
+/* The same for who needs nothing else of the runtime. */
+static int locate(const char *id, struct fcvm_json **ret_json, char **ret_dir, struct fcvm_err *err)
+{
+	struct runtime *rt;
+	int r = runtime_get(&rt, err);
+
+	if (r < 0)
+		return r;
+	r = find_vm(rt, id, ret_json, ret_dir, err);
+	runtime_put(rt);
+	return r;
+}
+
 static int connect_in(const char *dir)
 {
 	struct sockaddr_un at = {.sun_family = AF_UNIX};
@@ -220,13 +233,8 @@ int fcvm_kill_vm(const char *id, struct fcvm_err *err)
 	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *json = NULL;
 	_cleanup_free_ char *dir = NULL;
 	_cleanup_close_ int pidfd = -1;
-	struct runtime *rt;
-	int r = runtime_get(&rt, err);
+	int r = locate(id, &json, &dir, err);
 
-	if (r < 0)
-		return r;
-	r = find_vm(rt, id, &json, &dir, err);
-	runtime_put(rt);
 	if (r < 0)
 		return r;
 	/* The pidfd first: whatever it is of then, the start time tells whether that is the VMM. */
@@ -244,13 +252,8 @@ int fcvm_vm_log(const char *id, char **ret_text, size_t *ret_size, struct fcvm_e
 	_cleanup_free_ char *dir = NULL, *old = NULL, *new = NULL;
 	_cleanup_close_ int dirfd = -1;
 	size_t nold = 0, nnew = 0;
-	struct runtime *rt;
-	int r = runtime_get(&rt, err);
+	int r = locate(id, &json, &dir, err);
 
-	if (r < 0)
-		return r;
-	r = find_vm(rt, id, &json, &dir, err);
-	runtime_put(rt);
 	if (r < 0)
 		return r;
 	dirfd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -390,7 +393,7 @@ int fcvm_gc(int64_t max_age_s, char **ret_json, struct fcvm_err *err)
 	int r = removed && all ? runtime_get(&rt, err) : fcvm_fail_errno(err, -ENOMEM, "gc");
 
 	if (r == 0)
-		r = fcvm_store_gc(runtime_store(rt), max_age_s < 0 ? GC_DEFAULT_S : max_age_s, removed, err);
+		r = fcvm_store_gc(runtime_store(rt), max_age_s, removed, err);
 	runtime_put(rt);
 	if (r < 0) {
 		fcvm_json_free(removed);

@@ -142,14 +142,6 @@ int runtime_get(struct runtime **ret, struct fcvm_err *err)
 	return r;
 }
 
-struct runtime *runtime_ref(struct runtime *rt)
-{
-	pthread_mutex_lock(&the_lock);
-	rt->refs++;
-	pthread_mutex_unlock(&the_lock);
-	return rt;
-}
-
 void runtime_put(struct runtime *rt)
 {
 	if (!rt)

@@ -13,7 +13,6 @@
 struct runtime;
 
 int runtime_get(struct runtime **ret, struct fcvm_err *err); /* counts a reference */
-struct runtime *runtime_ref(struct runtime *rt);
 void runtime_put(struct runtime *rt); /* NULL allowed */
 
 struct fcvm_node *runtime_node(struct runtime *rt);

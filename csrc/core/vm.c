@@ -176,6 +176,18 @@ static bool ends_within(struct fcvm_vm *vm, int ms)
 	return fd >= 0 && fcvm_until_poll(&until, &p, 1) > 0;
 }
 
+/* The lock is held: takes note of how the VMM ended, if it has. */
+static void collect(struct fcvm_vm *vm)
+{
+	struct fcvm_until now = fcvm_until_ms(0, -1);
+	struct fcvm_exit how = {0};
+
+	if (!vm->vmm || vm->with.driver->wait_exit(vm->vmm, &now, &how, NULL) < 0)
+		return;
+	vm->exit = how;
+	vm->collected = true;
+}
+
 /* How another process's child ended is not ours to know. */
 static int explain_attached(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err)
 {
@@ -191,8 +203,7 @@ static int explain_attached(struct fcvm_vm *vm, int r, const char *what, struct 
 int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err)
 {
 	bool lost = r == -ECONNRESET || r == -EPIPE || r == -ENOTCONN || r == -EPROTO;
-	struct fcvm_until now = fcvm_until_ms(0, -1);
-	struct fcvm_exit how = {0};
+	struct fcvm_exit how;
 	char tail[2048] = "", was[sizeof err->message];
 
 	if (r < 0 && lost && vm->attached)
@@ -200,7 +211,9 @@ int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err
 	if (r >= 0 || !err || vm->attached || !ends_within(vm, lost ? 500 : 0))
 		return r;
 	pthread_mutex_lock(&vm->lock);
-	if (vm->vmm && vm->with.driver->wait_exit(vm->vmm, &now, &how, NULL) == 0) {
+	collect(vm);
+	if (vm->vmm && vm->collected) {
+		how = vm->exit;
 		vm->with.driver->tail(vm->vmm, tail, sizeof tail);
 		snprintf(was, sizeof was, "%s", err->message);
 		if (how.signal)
@@ -226,18 +239,6 @@ void vm_add_tail(struct fcvm_vm *vm, struct fcvm_err *err)
 
 	if (err && !err->detail[0] && fcvm_vm_console(vm, tail, sizeof tail) > 0)
 		fcvm_fail_detail(err, tail, strlen(tail));
-}
-
-/* The lock is held: takes note of how the VMM ended, if it has. */
-static void collect(struct fcvm_vm *vm)
-{
-	struct fcvm_until now = fcvm_until_ms(0, -1);
-	struct fcvm_exit how = {0};
-
-	if (!vm->vmm || vm->with.driver->wait_exit(vm->vmm, &now, &how, NULL) < 0)
-		return;
-	vm->exit = how;
-	vm->collected = true;
 }
 
 void vm_tear_down(struct fcvm_vm *vm)

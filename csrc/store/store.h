@@ -127,7 +127,8 @@ int fcvm_snapshot_list(struct fcvm_store *s, struct fcvm_json *array, struct fcv
 int fcvm_snapshot_hold(const char *dir);
 int fcvm_snapshot_remove(struct fcvm_store *s, const char *kind, const char *name, struct fcvm_err *err);
 
-/* Old warm-start snapshots, unfinished things in tmp/, images' old keys, and fcvm_store_sweep. */
+/* Warm-start snapshots unused for max_age_s seconds (< 0: two weeks), unfinished things in tmp/, images' old keys, and
+ * fcvm_store_sweep. */
 int fcvm_store_gc(struct fcvm_store *s, int64_t max_age_s, struct fcvm_json *report, struct fcvm_err *err);
 
 /* -ENOSPC and -EDQUOT: which disk, how much is there, how much was needed (0: not known). Returns code. */

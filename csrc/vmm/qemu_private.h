@@ -73,7 +73,6 @@ struct qemu {
 	char *memory_path;        /* booted: of the file that it writes to */
 	uint64_t memory;
 	bool file_uri;
-	bool carried;             /* the carrier was taken */
 	bool saved;               /* since it was paused */
 	struct fcvm_qmp *qmp;
 	struct qemu_ram ram;
