@@ -1,5 +1,5 @@
 -- SPDX-License-Identifier: MIT
--- The bench's result as a table, as JSON, and as a picture.
+-- A bench's result as a table, as JSON, and as a picture: what they share, and all of clone.lua's.
 local fcvm = require "fcvm"
 local goals = require "goals"
 local measure = require "fcvm.measure"
@@ -34,25 +34,29 @@ end
 
 -- ---- text ----
 
-local function number(n)
+--- As many digits as mean something; "" for nil.
+function M.number(n)
     if not n then return "" end
     return (math.abs(n) >= 100 and "%.0f" or math.abs(n) >= 10 and "%.1f" or "%.2f"):format(n)
 end
+local number = M.number
 
-local function print_table(rows)
+--- Rows of texts, the first column to the left.
+function M.print_table(rows)
     local widths = {}
     for _, row in ipairs(rows) do
-        for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, #cell) end
+        for i, cell in ipairs(row) do widths[i] = math.max(widths[i] or 0, utf8.len(cell)) end
     end
     for _, row in ipairs(rows) do
         local line = {}
         for i, cell in ipairs(row) do
-            local fill = (" "):rep(widths[i] - #cell)
+            local fill = (" "):rep(widths[i] - utf8.len(cell))
             line[i] = i == 1 and cell .. fill or fill .. cell
         end
         print((table.concat(line, "  "):gsub("%s+$", "")))
     end
 end
+local print_table = M.print_table
 
 local function print_figures(list)
     local rows = { { "", "unit", "median", "min", "max", "goal", "prototype", "" } }
@@ -91,6 +95,13 @@ local function print_all(result, list)
 end
 
 -- ---- the picture ----
+
+--- Has gnuplot draw a script; without it there is no picture, and that is said.
+function M.draw(path)
+    if not os.execute(("gnuplot '%s'"):format(path)) then
+        io.stderr:write "no picture: gnuplot is missing, or failed (apt-get install gnuplot-nox)\n"
+    end
+end
 
 local function bars(file, name, rows)
     file:write("$", name, " << EOD\n")
@@ -227,9 +238,14 @@ local function write_picture(result, list, dir)
             "unset output\n")
     end
     assert(file:close())
-    if not os.execute(("gnuplot '%s'"):format(path)) then
-        io.stderr:write "no picture: gnuplot is missing, or failed (apt-get install gnuplot-nox)\n"
-    end
+    M.draw(path)
+end
+
+--- Writes a result as JSON.
+function M.write_json(result, path)
+    local file <close> = assert(io.open(path, "w"))
+    assert(file:write(fcvm.json.encode(result, 2), "\n"))
+    assert(file:close())
 end
 
 --- Writes all of it: the table to stdout, the rest into the folder.
@@ -238,9 +254,7 @@ function M.write(result, dir)
     result.figures = named
     if result.plain then result.ratios = ratios(named, result.plain, result.count) end
     print_all(result, list)
-    local file <close> = assert(io.open(dir .. "/clone.json", "w"))
-    assert(file:write(fcvm.json.encode(result, 2), "\n"))
-    assert(file:close())
+    M.write_json(result, dir .. "/clone.json")
     write_picture(result, list, dir)
 end
 

@@ -66,15 +66,48 @@ FCVM_API void fcvm_set_log(void (*sink)(void *data, enum fcvm_log_level level, c
 
 /* ---- virtual machines ---- */
 
+/* `count` ids from `guest` on are those from `host` on. */
+struct fcvm_vm_ids {
+	uint32_t guest, host, count;
+};
+
+/*
+ * A volume: a folder of this host, mounted in the guest, served by a process of its own that is confined to it. What one side
+ * writes the other sees, at the latest after timeout_s. It goes with the VM, its snapshots and clones (which each have a
+ * server over the same folder): open files, locks, and what the guest knows of names.
+ */
+struct fcvm_vm_volume {
+	const char *host;    /* the folder */
+	const char *guest;   /* absolute; made if it is missing */
+	bool readonly;
+	bool devices;        /* the guest may make block and character devices there; as root */
+	bool local_locks;    /* locks exclude within the guest only, not other guests and this host's processes; quicker */
+	unsigned readers;    /* threads in the guest that carry requests, 1 to 256; 0: $FCVM_FUSE_READERS, else 1 */
+	double timeout_s;    /* how long the guest may take names and attributes for granted; negative: 1 s */
+	/* none: ids are as they are. An id that no entry names is nobody's. As root only. */
+	const struct fcvm_vm_ids *uid_map, *gid_map;
+	size_t nuid_map, ngid_map;
+};
+#define FCVM_VM_VOLUME_INIT {.timeout_s = -1}
+
 struct fcvm_vm_config {
 	const char *name;    /* unique among running VMs; NULL: made up, such as "quiet-heron" */
 	const char *image;   /* NULL: "mini" */
 	uint64_t memory;     /* bytes, whole MiB, at least 96; default 256 MiB */
 	unsigned vcpus;      /* default 1, at most 64 */
-	const char *driver;  /* NULL: chosen; "qemu" */
-	const char *accel;   /* NULL: kvm if it works here, else tcg; "kvm", "tcg" */
+	const char *driver;  /* "firecracker" or "qemu"; NULL: $FCVM_DRIVER, else the first that works */
+	const char *accel;   /* "kvm" or "tcg"; NULL: $FCVM_ACCEL, else kvm if it works, else tcg */
 	const char *cmdline; /* added to the kernel's command line; NULL: nothing */
 	bool cold;           /* boot, even if a snapshot of such a VM taken right after its boot is kept */
+	struct fcvm_vm *node; /* runs on this VM, which is running and may run VMs (nested) and holds the VMM; it ends with it. NULL: on
+	                      * this host. May be freed before. */
+	bool nested;         /* it is to run VMs: the guest loads KVM where the processor has it */
+	bool balloon;        /* for fcvm_vm_balloon(); firecracker */
+	bool jail;           /* the VMM runs as a user, and in a file system and a cgroup, of its own; firecracker, as root */
+	const struct fcvm_vm_volume *volumes; /* mounted before anything runs in it */
+	size_t nvolumes;
+	const char *root;    /* a folder of this host that is the guest's root, read-only beneath a tmpfs: "/", or a Debian tree.
+	                      * NULL: the image's own */
 };
 #define FCVM_VM_CONFIG_INIT {.image = "mini", .memory = 256 * FCVM_MIB, .vcpus = 1}
 
@@ -97,6 +130,7 @@ struct fcvm_vm_info {
 	uint64_t memory;     /* bytes */
 	unsigned vcpus;
 	int pid;             /* of the VMM, on its node; 0: none */
+	const char *node;    /* the name of the VM that it runs on; "": this host */
 	uint64_t generation; /* grows with each restore */
 	int64_t uptime_ms;   /* since start; 0 before */
 	double start_ms;     /* what starting or cloning it took, without waiting for its turn */
@@ -128,6 +162,11 @@ FCVM_API int fcvm_vm_kill(struct fcvm_vm *vm, struct fcvm_err *err);
 FCVM_API int fcvm_vm_wait(struct fcvm_vm *vm, int64_t timeout_ms, int *ret_status, struct fcvm_err *err);
 /* What is known at this moment. */
 FCVM_API void fcvm_vm_get_info(struct fcvm_vm *vm, struct fcvm_vm_info *ret);
+/* Takes this much of the guest's memory and gives it to the host, until told otherwise; what the guest cannot spare comes later or
+ * not at all. Needs balloon. Default: 10 s. */
+FCVM_API int fcvm_vm_balloon(struct fcvm_vm *vm, uint64_t bytes, int64_t timeout_ms, struct fcvm_err *err);
+/* What its VMM counts: malloc'ed JSON text in the VMM's own format. -EOPNOTSUPP where it does not. Default: 10 s. */
+FCVM_API int fcvm_vm_metrics(struct fcvm_vm *vm, int64_t timeout_ms, char **ret_json, struct fcvm_err *err);
 /* The last console output, at most size - 1 bytes, NUL-terminated; returns the bytes written. */
 FCVM_API size_t fcvm_vm_console(struct fcvm_vm *vm, char *to, size_t size);
 /* A round trip to the agent; returns its time in nanoseconds. Default: 5 s. */
@@ -212,6 +251,26 @@ FCVM_API int fcvm_vm_listen(struct fcvm_vm *vm, const char *address, struct fcvm
 FCVM_API int fcvm_vm_listener_accept(struct fcvm_vm_listener *l, int64_t timeout_ms, int *ret_fd,
 	struct fcvm_err *err);
 FCVM_API void fcvm_vm_listener_free(struct fcvm_vm_listener *l);
+
+/* ---- volumes ---- */
+
+enum { FCVM_MAX_VOLUMES = 32 }; /* of a VM, the root among them */
+
+/* Default: 30 s. -EEXIST: something of this VM is mounted at v->guest already; -ENOENT, -ENOTDIR: v->host is no folder. */
+FCVM_API int fcvm_vm_mount(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, int64_t timeout_ms, struct fcvm_err *err);
+/* guest: where it is mounted. -EBUSY while a program uses it; force: it goes all the same. -ENOENT: no volume is there.
+ * Default: 30 s. */
+FCVM_API int fcvm_vm_unmount(struct fcvm_vm *vm, const char *guest, bool force, int64_t timeout_ms, struct fcvm_err *err);
+/*
+ * Those of a VM, also of another process's: malloc'ed JSON text, [{number, host, guest, readonly, devices, locks ("host" or
+ * "guest"), readers, timeout_s, root, state ("waiting", "running", "quiet", "ended"), files, handles, bytes_read,
+ * bytes_written, ops: {read: {count, errors, p50_us, p99_us, max_us, histogram_ns}, ...}, trace:
+ * {read: {count, total: {p50_us, p99_us}, to_srv, fs, to_cli}, ...}}].
+ */
+FCVM_API int fcvm_vm_volumes(struct fcvm_vm *vm, char **ret_json, struct fcvm_err *err);
+/* What was traced last (FCVM_FUSE_TRACE_RATE=N in the environment of the process that mounts: every Nth request), a line each,
+ * of volume `number`; malloc'ed, NUL-terminated. */
+FCVM_API int fcvm_vm_traces(struct fcvm_vm *vm, unsigned number, char **ret_text, size_t *ret_size, struct fcvm_err *err);
 
 /* ---- snapshots and clones ---- */
 

@@ -16,8 +16,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/virtio_ids.h>
+
 #include "base/cleanup.h"
 #include "base/fd.h"
+#include "base/kvm.h"
 #include "base/tree.h"
 
 int watch_set(struct agent *a, struct watch *w, uint32_t events)
@@ -165,6 +168,7 @@ static void reap_all(struct agent *a)
 
 static void agent_free(struct agent *a)
 {
+	door_close(a);
 	for (unsigned i = 0; i < LINKS; i++)
 		if (a->links[i])
 			link_close(a->links[i]);
@@ -194,10 +198,10 @@ static struct agent *agent_new(void)
 	if (!a->init)
 		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	a->power = -1;
-	a->signals.fd = -1;
+	a->signals.fd = a->hands.fd = a->door.listener.fd = a->door.caller.fd = -1;
 	TAILQ_INIT(&a->orphans);
 	a->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (a->epoll < 0 || watch_signals(a) < 0) {
+	if (a->epoll < 0 || watch_signals(a) < 0 || hands_init(a) < 0) {
 		agent_free(a);
 		return NULL;
 	}
@@ -215,7 +219,17 @@ static int worker_done(int r, const struct fcvm_err *err)
 	return r > -256 ? -r : EIO;
 }
 
-/* The tree workers (see theory of operation); -1: argv is none of theirs. */
+static int probe_kvm(void)
+{
+	char why[256];
+	int r = fcvm_kvm_probe(why, sizeof why);
+
+	if (dprintf(STDOUT_FILENO, "%s\n", why) < 0)
+		return EIO;
+	return r > -256 ? -r : EIO;
+}
+
+/* The workers (see theory of operation); -1: argv is none of theirs. */
 static int worker(int argc, char **argv)
 {
 	struct fcvm_err err = FCVM_ERR_INIT;
@@ -227,6 +241,12 @@ static int worker(int argc, char **argv)
 		return worker_done(fcvm_tree_unpack(STDIN_FILENO, argv[3], *argv[4] ? argv[4] : NULL,
 						   argv[2][0] == '1', &err),
 				&err);
+	if (argc == 8 && strcmp(argv[1], "--mount") == 0)
+		return worker_done(volume_mount(argv, &err), &err);
+	if (argc == 4 && strcmp(argv[1], "--unmount") == 0)
+		return worker_done(volume_unmount(argv, &err), &err);
+	if (argc == 2 && strcmp(argv[1], "--probe-kvm") == 0)
+		return probe_kvm();
 	if (argc >= 3 && strcmp(argv[1], "--remove") == 0) {
 		for (int i = 2; i < argc; i++) {
 			int r = fcvm_tree_remove(AT_FDCWD, argv[i]);
@@ -238,26 +258,61 @@ static int worker(int argc, char **argv)
 	return -1;
 }
 
-static int open_first_link(struct agent *a, int fd)
+/*
+ * The links of the machine itself: its port's, vsock's, or both. The kernel tells of neither the port's driver nor its
+ * name in a way that can be waited for; where vsock is there, a console without the port is not waited for long.
+ */
+static int open_links(struct agent *a)
 {
-	if (fd >= 0) {
-		int r = fcvm_fd_nonblock(fd, true);
+	enum { WAIT_MS = 60 * 1000, PORT_MS = 2000, DEVICE_MS = 2000 };
+	int64_t start = fcvm_now_ns();
+	long wait_ms = 2;
 
-		return r < 0 ? r : link_open(a, fd, CARRIER_FD);
-	}
 	for (;;) {
-		fd = port_open(FCVM_WIRE_PORT_NAME, 60 * 1000);
+		bool vsock = a->door.link || (virtio_has(VIRTIO_ID_VSOCK) && door_open_vsock(a) == 0);
+		int fd = port_open(FCVM_WIRE_PORT_NAME);
+		int64_t waited_ms = (fcvm_now_ns() - start) / 1000000;
+
 		if (fd >= 0)
 			return link_open(a, fd, CARRIER_PORT);
-		dprintf(STDERR_FILENO, "fcvm-agent: virtio-serial port %s: %s%s\n",
-				FCVM_WIRE_PORT_NAME, strerror(-fd),
-				a->init ? "; waiting on" : "");
-		if (!a->init)
-			return fd;
+		if (vsock && (waited_ms >= PORT_MS || !virtio_has(VIRTIO_ID_CONSOLE)))
+			return 0;
+		/* Such devices are there before programs are, or do not come. */
+		if (!a->init && waited_ms >= DEVICE_MS && !virtio_has(VIRTIO_ID_VSOCK) && !virtio_has(VIRTIO_ID_CONSOLE))
+			return -ENODEV;
+		if (waited_ms >= WAIT_MS) {
+			dprintf(STDERR_FILENO, "fcvm-agent: no vsock, and virtio-serial port %s: %s%s\n",
+				FCVM_WIRE_PORT_NAME, strerror(-fd), a->init ? "; waiting on" : "");
+			if (!a->init)
+				return fd == -ENOENT && !virtio_has(VIRTIO_ID_VSOCK) ? -ENODEV : fd;
+			start = fcvm_now_ns();
+		}
+		nanosleep(&(struct timespec){.tv_nsec = wait_ms * 1000000}, NULL);
+		wait_ms = wait_ms < 100 ? wait_ms * 2 : 200;
 	}
 }
 
-static int serve(int fd)
+/* fd >= 0: the one link; path: where it is to come in; neither: the machine's own. */
+static int open_first(struct agent *a, int fd, const char *path)
+{
+	int r;
+
+	if (path) {
+		r = door_open_unix(a, path);
+		if (r < 0)
+			dprintf(STDERR_FILENO, "fcvm-agent: listen on %s: %s\n", path, strerror(-r));
+		return r;
+	}
+	if (fd < 0)
+		return open_links(a);
+	r = fcvm_fd_nonblock(fd, true);
+	return r < 0 ? r : link_open(a, fd, CARRIER_FD);
+}
+
+/* In the unit, which does not start it again then. */
+enum { EXIT_NO_DEVICE = 3 };
+
+static int serve(int fd, const char *path)
 {
 	struct agent *a;
 	int r;
@@ -269,26 +324,31 @@ static int serve(int fd)
 		dprintf(STDERR_FILENO, "fcvm-agent: cannot start: %s\n", strerror(errno));
 		return 1;
 	}
-	r = open_first_link(a, fd);
+	r = open_first(a, fd, path);
 	if (r == 0) {
 		if (fd < 0)
 			dprintf(STDERR_FILENO, "fcvm-agent %s ready\n", FCVM_VERSION);
 		r = run(a);
 	}
-	if (r < 0)
+	if (r == -ENODEV && fd < 0 && !path)
+		dprintf(STDERR_FILENO, "fcvm-agent: this machine has neither virtio-serial port %s nor vsock\n",
+			FCVM_WIRE_PORT_NAME);
+	else if (r < 0 && !path)
 		dprintf(STDERR_FILENO, "fcvm-agent: %s\n", strerror(-r));
 	agent_free(a);
-	return r < 0;
+	return r == -ENODEV ? EXIT_NO_DEVICE : r < 0;
 }
 
 static int usage(void)
 {
 	dprintf(STDERR_FILENO,
 			"fcvm-agent %s: serves programs, files and sockets of this machine over a link\n"
-			"usage: fcvm-agent [--fd N]\n"
-			"  --fd N  serve the stream on descriptor N and end with it\n"
-			"  (none)  serve the virtio-serial port %s; as PID 1 set the machine up first\n",
-			FCVM_VERSION, FCVM_WIRE_PORT_NAME);
+			"usage: fcvm-agent [--fd N | --listen PATH]\n"
+			"  --fd N         serve the stream on descriptor N and end with it\n"
+			"  --listen PATH  serve who connects to this Unix socket; the next one takes over\n"
+			"  (none)         serve the virtio-serial port %s and vsock port %u, as there are; as PID 1 set\n"
+			"                 the machine up first\n",
+			FCVM_VERSION, FCVM_WIRE_PORT_NAME, FCVM_WIRE_VSOCK_PORT);
 	return 2;
 }
 
@@ -298,20 +358,22 @@ int main(int argc, char **argv)
 
 	/* As PID 1 the kernel hands on what it did not understand of its command line. */
 	if (getpid() == 1)
-		return serve(-1);
+		return serve(-1, NULL);
 	r = worker(argc, argv);
 	if (r >= 0)
 		return r;
 	if (argc == 1)
-		return serve(-1);
+		return serve(-1, NULL);
 	if (argc == 2 && strcmp(argv[1], "--version") == 0)
 		return dprintf(STDOUT_FILENO, "fcvm-agent %s\n", FCVM_VERSION) < 0;
+	if (argc == 3 && strcmp(argv[1], "--listen") == 0)
+		return serve(-1, argv[2]);
 	if (argc == 3 && strcmp(argv[1], "--fd") == 0) {
 		char *end;
 		long fd = strtol(argv[2], &end, 10);
 
 		if (*argv[2] && !*end && fd >= 0 && fd < INT_MAX)
-			return serve((int)fd);
+			return serve((int)fd, NULL);
 	}
 	return usage();
 }

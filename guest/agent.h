@@ -5,7 +5,7 @@
  *
  * Theory of operation
  *
- * - One thread, one epoll. A turn of the loop (agent.c) is: wait; let each event set flags and queue the stream
+ * - One thread that serves, one epoll. A turn of the loop (agent.c) is: wait; let each event set flags and queue the stream
  *   it belongs to; read each link once and obey its whole frames; pump the queued streams, one chunk per channel,
  *   round robin; write each link's output in as few writes as it takes; free what died. So the frames that one
  *   turn gives rise to leave together, and an event never meets a freed object: closing only closes, memory goes
@@ -17,19 +17,25 @@
  *   nothing). Above OUT_SOFT bytes of output no further request is obeyed and no program's output is taken; what
  *   one request or one pump may add fits in the slack above it. Input for programs is bounded by the window of
  *   each channel and by PENDING_MAX over all.
+ * - A link outlives its carriers where those are connections: a snapshot ends every one of them, in the guest that is
+ *   restored and in the one that goes on, and none of the guest's programs may notice.
  * - struct stream is an open stream, and the process behind it. When the host lets go of a process that is to
  *   live (DETACH, or the guest was restored), the stream leaves its link but stays as the process's drain: output
  *   is read and dropped, so that the program neither blocks nor dies of SIGPIPE.
  * - Children are reaped by SIGCHLD (signalfd) for all at once, since PID 1 must reap strangers too; a pid is
  *   looked up in by_pid. Between exit and reaping it cannot be reused, so it is safe to signal. Members of the
  *   group that outlive their leader keep the group's number in use; they are remembered for the lease's end.
- * - Trees are moved, and big ones removed, by this very program run anew (--pack, --unpack, --remove), as
- *   processes like any other.
+ * - The loop relays the streams of volumes, so it must not wait for one. What may touch a file system is a job for a
+ *   hand (hands.c), a thread that may wait: files, paths of sockets, users, and the start of programs, as vfork holds
+ *   the thread until exec has read the program. The loop makes the job and takes what became of it.
+ * - Trees are moved, and big ones removed, and volumes mounted, by this very program run anew (--pack, --unpack,
+ *   --remove, --mount, --unmount), as processes like any other.
  */
 #ifndef FCVM_GUEST_AGENT_H
 #define FCVM_GUEST_AGENT_H
 
 #include <stdbool.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
@@ -55,6 +61,7 @@ enum {
 };
 
 struct agent;
+struct job;
 struct stream;
 LIST_HEAD(stream_list, stream);
 TAILQ_HEAD(stream_queue, stream);
@@ -73,8 +80,10 @@ void watch_close(struct watch *w);
 /* ---- links ---- */
 
 enum carrier {
-	CARRIER_PORT, /* virtio-serial: an end of file means that the host is away */
-	CARRIER_FD,   /* an end of file ends the link, and the last one the agent */
+	CARRIER_PORT,  /* virtio-serial: an end of file means that the host is away */
+	CARRIER_VSOCK, /* a connection; the link waits for the next one when it ends (door.c) */
+	CARRIER_UNIX,  /* the same */
+	CARRIER_FD,    /* an end of file ends the link, and the last one the agent */
 };
 
 struct folder { /* of a lease */
@@ -83,7 +92,7 @@ struct folder { /* of a lease */
 };
 
 struct link {
-	struct watch watch;
+	struct watch watch; /* its carrier; fd -1: there is none now */
 	struct agent *agent;
 	enum carrier carrier;
 	bool readable;   /* a read may bring something */
@@ -113,6 +122,10 @@ struct agent {
 	bool init;     /* we are PID 1 */
 	bool stopping; /* leave the loop */
 	bool frozen;
+	bool volumes;  /* there was one: only hands touch file systems */
+	bool rooted;   /* ROOT has been, or is being, obeyed */
+	struct watch hands;
+	LIST_HEAD(, job) jobs; /* not done yet */
 	int power; /* enum fcvm_wire_power to be done once the result is out, or -1 */
 	uint64_t generation;
 	size_t pending; /* bytes held for programs, all channels */
@@ -121,8 +134,21 @@ struct agent {
 	struct stream_queue orphans; /* streams without a link that are to be drained */
 	struct stream_list dead;     /* freed at the turn's end */
 	struct link *links[LINKS];
+	struct door {
+		struct watch listener;
+		struct watch caller; /* connects to the host */
+		struct link *link;   /* whom the connections carry */
+		const char *path;    /* of the Unix socket, or NULL; borrowed */
+	} door;
 };
 
+/* One that nobody carries yet. 0 or -errno. */
+int link_new(struct agent *a, enum carrier carrier, struct link **ret);
+/* fd, which is non-blocking and taken, carries the link from now on. What its predecessor left half sent is dropped,
+ * on both sides; the streams wait for what HELLO says. 0, or -errno and it has no carrier. */
+int link_carry(struct link *l, int fd);
+void link_lose_carrier(struct link *l);
+/* Both in one. */
 int link_open(struct agent *a, int fd, enum carrier carrier); /* takes fd; 0 or -errno */
 void link_receive(struct link *l);
 void link_flush(struct link *l);
@@ -175,7 +201,8 @@ struct channel {
 enum stream_kind {
 	STREAM_PROCESS,
 	STREAM_TRANSFER, /* a process that ends properly when its pipes close */
-	STREAM_REMOVE,   /* a process whose end is the RESULT */
+	STREAM_ERRAND,   /* a process whose end is the RESULT */
+	STREAM_JOB,      /* nothing but a job, whose end is the RESULT */
 	STREAM_CONNECTING,
 	STREAM_SOCKET,
 	STREAM_LISTENER,
@@ -193,6 +220,7 @@ struct stream {
 	uint32_t id;
 	enum stream_kind kind;
 	bool queued;
+	struct job *job; /* that is to give its RESULT; until then nothing is pumped */
 	/* process */
 	struct fcvm_proc proc; /* pid 0: none */
 	bool exited;           /* and reaped */
@@ -203,7 +231,10 @@ struct stream {
 	/* listener, ACCEPTING */
 	struct stream *listener;
 	struct stream_queue waiters;
-	char *path; /* the address; of a Unix listener, the file to be unlinked */
+	char *path; /* the address; of a Unix listener, the file to be unlinked; of an errand, what it is about */
+	/* errand */
+	const char *verb;
+	int text; /* a pipe with what it says of a failure, once it has exited; -1: nothing */
 	unsigned nchannels;
 	struct channel channels[];
 };
@@ -238,16 +269,54 @@ bool channel_discard(struct channel *c);
 void channel_return_credit(struct channel *c);
 void channel_process_ended(struct channel *c);
 
-/* ---- processes (process.c), users and environment (user.c) ---- */
+/* ---- jobs, and the hands that do them (hands.c) ---- */
+
+struct job {
+	LIST_ENTRY(job) entry;     /* in agent.jobs */
+	TAILQ_ENTRY(job) waiting;  /* for a hand, or for the loop */
+	struct agent *agent;
+	struct stream *stream;     /* whose RESULT it is; NULL: nobody's, or its host has let go */
+	void (*work)(struct job *j); /* in a hand, where nothing but the job may be touched; sets code, and err if it is < 0 */
+	void (*done)(struct job *j); /* in the loop, whatever became of it; the job is freed behind it */
+	int code;
+	bool starts; /* a process: it is a struct start (start.c) */
+	struct fcvm_err err;
+	struct fcvm_wire_reader request; /* the job's own copy */
+};
+
+/*
+ * Makes a job of `size` bytes, the first of which are a struct job and the others zero, for the stream (or NULL), with a
+ * copy of what is left of `r` (or NULL). NULL: out of memory; a stream is then refused and buried.
+ */
+void *job_new(struct agent *a, struct stream *s, size_t size, const struct fcvm_wire_reader *r);
+/* The same with a new stream of the kind and so many channels. */
+void *job_new_stream(struct link *l, uint32_t id, enum stream_kind kind, unsigned nchannels, size_t size,
+	const struct fcvm_wire_reader *r);
+/* Has it done: at once where there is no volume, else by a hand. quick: it touches no file system. */
+void job_run(struct job *j, bool quick);
+/* A done() of those that need no more than their RESULT. */
+void job_answer(struct job *j);
+int hands_init(struct agent *a); /* 0 or -errno */
+/* The root of all that hands do from now on, a descriptor that is kept. */
+void hands_set_root(int fd);
+
+/* ---- processes (start.c, process.c), users and environment (user.c) ---- */
 
 void process_open_spawn(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void process_open_get(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void process_open_put(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void process_open_remove(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
-/* Removes trees by a process of its own that nobody waits for. 0 or -errno. paths: at most REMOVE_MAX. */
+/* Runs this program with the arguments (copied; NULL-terminated, at most ERRAND_ARGS); its end is the RESULT: the exit
+ * status an errno, its stderr the message. */
+enum { ERRAND_ARGS = 8 };
+void process_open_errand(struct link *l, uint32_t id, const char *verb, const char *object, const char *const *args);
+/* Removes trees by a process of its own that nobody waits for. paths: copied, at most REMOVE_MAX. */
 enum { REMOVE_MAX = 64 };
-int process_remove(struct agent *a, const char *const *paths, unsigned n);
+void process_remove(struct agent *a, const char *const *paths, unsigned n);
 void process_reap(struct agent *a);
+void process_ended(struct stream *s, const siginfo_t *si);
+/* A process that is still being started may end: then it is remembered (start.c). */
+void process_ended_early(struct agent *a, const siginfo_t *si);
 void process_doom(struct stream *s);
 void process_signal(struct stream *s, uint32_t signo);
 void process_resize(struct stream *s, uint32_t size);
@@ -273,8 +342,12 @@ void socket_open_listen(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 void socket_open_accept(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void socket_pump_connecting(struct stream *s);
 void socket_pump_listener(struct stream *s);
+struct fcvm_address;
+int socket_listen(int fd, const struct fcvm_address *address); /* 0 or -errno; a path is its owner's only */
 
 /* ---- files (files.c) ---- */
+
+void files_unlink(struct agent *a, const char *path);
 
 void files_open_mkdir(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void files_open_rename(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
@@ -285,7 +358,24 @@ void files_forget(struct link *l, const char *path);
 /* removed: by worker processes, or, if the agent ends, before this returns. */
 void files_end_lease(struct link *l, bool removed, bool last);
 
-/* ---- the machine: identity.c, init.c, port.c ---- */
+/* ---- volumes (volume.c), one as the root (root.c) ---- */
+
+void root_open(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
+
+void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
+void volume_open_unmount(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
+/* The workers: --mount TARGET SOURCE NUMBER FLAGS READERS RATE, --unmount TARGET NOW. 0 or -errno. The first one's pump
+ * goes on in a process of its own, which does not return. argv: the program's own, which it may write over. */
+int volume_mount(char **argv, struct fcvm_err *err);
+int volume_unmount(char **argv, struct fcvm_err *err);
+
+/* ---- where hosts come in (door.c): one of the two, once; 0 or -errno ---- */
+
+int door_open_vsock(struct agent *a);
+int door_open_unix(struct agent *a, const char *path); /* borrowed until door_close */
+void door_close(struct agent *a);
+
+/* ---- the machine: identity.c, init.c, modules.c, port.c ---- */
 
 void identity_open_info(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
 void identity_open_identity(struct link *l, uint32_t id, struct fcvm_wire_reader *r);
@@ -293,8 +383,12 @@ void identity_open_clock(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 
 void init_machine(void);                    /* of PID 1: mounts, modules, network */
 void init_power(struct agent *a, int what); /* as PID 1 does not return */
+void modules_load(void);
+/* Loads what is there for `need:NAME`. 0, also if nothing is (then it is built in, or somebody else's), or -errno. */
+int modules_need(const char *name);
 
-/* Waits at most timeout_ms for the port and opens it: a non-blocking fd or -errno. */
-int port_open(const char *name, int timeout_ms);
+bool virtio_has(unsigned kind); /* a device of that kind: VIRTIO_ID_... of linux/virtio_ids.h */
+/* The port's non-blocking fd, -ENOENT if it is not there (yet), or -errno. */
+int port_open(const char *name);
 
 #endif

@@ -104,8 +104,13 @@ static int write_line(const char *path, const char *line)
 	return r == -EROFS || r == -ENOENT ? 0 : r;
 }
 
-static int take_identity(struct agent *a, const struct fcvm_wire_identity *who, const char *hostname,
-	const char *machine_id, const char **ret_step)
+struct identity_job {
+	struct job job;
+	uint64_t generation;
+};
+
+static int take_identity(const struct fcvm_wire_identity *who, const char *hostname, const char *machine_id,
+	const char **ret_step)
 {
 	int r = 0;
 
@@ -125,24 +130,39 @@ static int take_identity(struct agent *a, const struct fcvm_wire_identity *who, 
 		*ret_step = "write /etc/machine-id";
 		r = write_line("/etc/machine-id", machine_id);
 	}
-	if (r == 0)
-		a->generation = who->generation;
 	return r;
+}
+
+static void identity_work(struct job *j)
+{
+	const char *hostname, *machine_id, *step = "read the request";
+	struct fcvm_wire_identity who;
+
+	fcvm_wire_get_bytes(&j->request, &who, sizeof who);
+	hostname = fcvm_wire_get_string(&j->request);
+	machine_id = fcvm_wire_get_string(&j->request);
+	((struct identity_job *)j)->generation = who.generation;
+	j->code = -EINVAL;
+	if (fcvm_wire_reader_ok(&j->request))
+		j->code = take_identity(&who, hostname, machine_id, &step);
+	if (j->code < 0)
+		fcvm_fail_errno(&j->err, j->code, "identity: %s", step);
+}
+
+static void identity_done(struct job *j)
+{
+	if (j->code == 0)
+		j->agent->generation = ((struct identity_job *)j)->generation;
+	job_answer(j);
 }
 
 void identity_open_identity(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
-	struct fcvm_wire_identity who;
-	const char *hostname, *machine_id, *step = "read the request";
-	int code = -EINVAL;
+	struct job *j = job_new_stream(l, id, STREAM_JOB, 0, sizeof(struct identity_job), r);
 
-	fcvm_wire_get_bytes(r, &who, sizeof who);
-	hostname = fcvm_wire_get_string(r);
-	machine_id = fcvm_wire_get_string(r);
-	if (fcvm_wire_reader_ok(r))
-		code = take_identity(l->agent, &who, hostname, machine_id, &step);
-	if (code < 0)
-		link_refuse(l, id, code, "identity: %s: %s", step, strerror(-code));
-	else
-		link_result(l, id, NULL, 0);
+	if (!j)
+		return;
+	j->work = identity_work;
+	j->done = identity_done;
+	job_run(j, false);
 }

@@ -66,37 +66,6 @@ static void open_console(void)
 		fcvm_close(fd);
 }
 
-static int load_module(const char *path)
-{
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	const char *end = strrchr(path, '.');
-	int flags = end && strcmp(end, ".ko") != 0 ? 4 /* MODULE_INIT_COMPRESSED_FILE */ : 0;
-
-	if (fd < 0)
-		return -errno;
-	if (syscall(SYS_finit_module, fd, "", flags) < 0 && errno != EEXIST)
-		return -errno;
-	return 0;
-}
-
-static void load_modules(void)
-{
-	_cleanup_free_ char *list = NULL;
-	char *rest, *path;
-
-	if (fcvm_file_read(AT_FDCWD, "/etc/modules-load", 1024 * 1024, &list, NULL) < 0)
-		return;
-	for (rest = list; (path = strsep(&rest, "\n"));) {
-		int r;
-
-		if (!*path || *path == '#')
-			continue;
-		r = load_module(path);
-		if (r < 0)
-			dprintf(STDERR_FILENO, "fcvm-agent: load %s: %s\n", path, strerror(-r));
-	}
-}
-
 static void raise_loopback(void)
 {
 	struct ifreq ifr = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
@@ -118,7 +87,7 @@ void init_machine(void)
 	reboot(RB_DISABLE_CAD);
 	sethostname("fcvm", 4);
 	raise_loopback();
-	load_modules();
+	modules_load();
 	if (chdir("/") < 0)
 		dprintf(STDERR_FILENO, "fcvm-agent: chdir /: %s\n", strerror(errno));
 }

@@ -25,34 +25,62 @@ static void on_ready(struct agent *a, struct watch *w, uint32_t events)
 		l->blocked = false;
 }
 
-int link_open(struct agent *a, int fd, enum carrier carrier)
+int link_new(struct agent *a, enum carrier carrier, struct link **ret)
 {
 	struct link *l = NULL;
 	unsigned i = 0;
-	int r;
 
 	while (i < LINKS && a->links[i])
 		i++;
 	if (i < LINKS)
 		l = calloc(1, sizeof *l);
-	if (!l) {
-		fcvm_close(fd);
+	if (!l)
 		return i < LINKS ? -ENOMEM : -EMFILE;
-	}
 	l->agent = a;
 	l->carrier = carrier;
-	l->watch.fd = fd;
+	l->watch.fd = -1;
 	l->watch.ready = on_ready;
 	l->synced = true;
 	TAILQ_INIT(&l->ready);
-	r = watch_set(a, &l->watch, EPOLLIN);
+	a->links[i] = *ret = l;
+	return 0;
+}
+
+void link_lose_carrier(struct link *l)
+{
+	watch_close(&l->watch);
+	l->readable = l->blocked = l->out_watched = l->stalled = false;
+	l->synced = true;
+	l->after_zero = l->greeted = false;
+	l->in_start = l->in_end = 0;
+	l->out_start = l->out_end = l->head_left = l->freeze_left = 0;
+}
+
+int link_carry(struct link *l, int fd)
+{
+	int r;
+
+	link_lose_carrier(l);
+	l->watch.fd = fd;
+	r = watch_set(l->agent, &l->watch, EPOLLIN);
+	if (r < 0)
+		watch_close(&l->watch);
+	return r;
+}
+
+int link_open(struct agent *a, int fd, enum carrier carrier)
+{
+	struct link *l;
+	int r = link_new(a, carrier, &l);
+
 	if (r < 0) {
 		fcvm_close(fd);
-		free(l);
 		return r;
 	}
-	a->links[i] = l;
-	return 0;
+	r = link_carry(l, fd);
+	if (r < 0)
+		link_close(l);
+	return r;
 }
 
 /* Forgets all streams. kill: the lease has ended; else the guest was restored and its programs go on. last: the agent
@@ -170,7 +198,10 @@ static void watch_output(struct link *l, bool on)
 
 void link_flush(struct link *l)
 {
-	while (!l->blocked) {
+	/* Nobody carries it: its streams are lost, whatever the next HELLO says, and must not pile up. */
+	if (l->watch.fd < 0)
+		l->out_start = l->out_end = l->head_left = 0;
+	while (!l->blocked && l->watch.fd >= 0) {
 		size_t size = l->out_end - l->out_start;
 		ssize_t n;
 
@@ -230,8 +261,8 @@ static void open_power(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 
 	if (!fcvm_wire_reader_ok(r) || what > FCVM_WIRE_REBOOT) {
 		link_refuse(l, id, -EINVAL, "power: not a request");
-	} else if (l->carrier != CARRIER_PORT) {
-		link_refuse(l, id, -EPERM, "power: only over the machine's own port");
+	} else if (l->carrier != CARRIER_PORT && l->carrier != CARRIER_VSOCK) {
+		link_refuse(l, id, -EPERM, "power: only over the machine's own port or vsock");
 	} else {
 		link_result(l, id, NULL, 0);
 		l->agent->power = what;
@@ -279,6 +310,12 @@ static void obey_open(struct link *l, const struct fcvm_wire_header *h, const ui
 		return files_open_stat(l, id, &r);
 	case FCVM_WIRE_REFLINK:
 		return files_open_reflink(l, id, &r);
+	case FCVM_WIRE_MOUNT:
+		return volume_open_mount(l, id, &r);
+	case FCVM_WIRE_UNMOUNT:
+		return volume_open_unmount(l, id, &r);
+	case FCVM_WIRE_ROOT:
+		return root_open(l, id, &r);
 	default:
 		link_refuse(l, id, -ENOSYS, "operation %u: this agent (%s) does not know it",
 			(unsigned)h->arg, FCVM_VERSION);
@@ -309,8 +346,7 @@ static void obey_hello(struct link *l, const struct fcvm_wire_header *h, const u
 static void obey_close(struct stream *s)
 {
 	/* Each OPEN has its one RESULT, also if nobody waits for it any more. */
-	if (s->kind == STREAM_ACCEPTING || s->kind == STREAM_CONNECTING ||
-		s->kind == STREAM_REMOVE)
+	if (s->job || s->kind == STREAM_ACCEPTING || s->kind == STREAM_CONNECTING || s->kind == STREAM_ERRAND)
 		link_refuse(s->link, s->id, -ECANCELED, "given up");
 	stream_end(s);
 }
@@ -468,7 +504,12 @@ static bool fill(struct link *l)
 	if (n < 0 && errno == EINTR)
 		return true;
 	l->readable = false;
-	return l->carrier == CARRIER_PORT || (n < 0 && errno == EAGAIN);
+	if (l->carrier == CARRIER_PORT || (n < 0 && errno == EAGAIN))
+		return true;
+	if (l->carrier == CARRIER_FD)
+		return false;
+	link_lose_carrier(l);
+	return true;
 }
 
 void link_receive(struct link *l)

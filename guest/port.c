@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: MIT */
-/* The virtio-serial port of a name: /sys/class/virtio-ports/vportNpM/name holds it, /dev/vportNpM is it. */
+/* Virtio devices, and the virtio-serial port of a name: /sys/class/virtio-ports/vportNpM/name holds it, /dev/vportNpM
+ * is it. */
 #include "agent.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/fd.h"
-#include "base/until.h"
 
 static bool is_named(const char *device, const char *name)
 {
@@ -25,7 +25,7 @@ static bool is_named(const char *device, const char *name)
 	return strcmp(text, name) == 0;
 }
 
-static int try_open(const char *name)
+int port_open(const char *name)
 {
 	_cleanup_closedir_ DIR *dir = opendir("/sys/class/virtio-ports");
 	struct dirent *e;
@@ -43,18 +43,19 @@ static int try_open(const char *name)
 	return -ENOENT;
 }
 
-int port_open(const char *name, int timeout_ms)
+bool virtio_has(unsigned kind)
 {
-	int64_t deadline = fcvm_now_ns() + timeout_ms * 1000000ll;
-	long wait_ms = 2;
+	_cleanup_closedir_ DIR *dir = opendir("/sys/bus/virtio/devices");
+	struct dirent *e;
 
-	/* The kernel tells of neither the driver nor the name in a way that can be waited for. */
-	for (;;) {
-		int fd = try_open(name);
+	while (dir && (e = readdir(dir))) {
+		_cleanup_free_ char *text = NULL;
+		char path[300];
 
-		if (fd >= 0 || fcvm_now_ns() >= deadline)
-			return fd;
-		nanosleep(&(struct timespec){.tv_nsec = wait_ms * 1000000}, NULL);
-		wait_ms = wait_ms < 100 ? wait_ms * 2 : 200;
+		snprintf(path, sizeof path, "/sys/bus/virtio/devices/%s/device", e->d_name);
+		if (e->d_name[0] != '.' && fcvm_file_read(AT_FDCWD, path, 4096, &text, NULL) == 0 &&
+			strtoul(text, NULL, 16) == kind)
+			return true;
 	}
+	return false;
 }

@@ -11,21 +11,46 @@
 #include <unistd.h>
 
 #include "base/address.h"
+#include "base/fd.h"
 
-/* Makes a non-blocking socket for the address. fd or -errno, and the refusal is sent. */
-static int make_socket(struct link *l, uint32_t id, const char *what, const char *text,
-	struct fcvm_wire_reader *r, struct fcvm_address *address)
+struct socket_job {
+	struct job job;
+	const char *text;
+	int fd;         /* what was made, or -1 */
+	bool connecting;
+	bool has_file;  /* of a listener, to be unlinked */
+};
+
+static struct socket_job *open_job(struct link *l, uint32_t id, enum stream_kind kind, const struct fcvm_wire_reader *r)
 {
-	int code;
+	struct socket_job *k = job_new_stream(l, id, kind, 1, sizeof *k, r);
 
-	*address = (struct fcvm_address){.dirfd = -1};
-	code = fcvm_wire_reader_ok(r) ? fcvm_address_parse(text, address) : -EINVAL;
+	if (!k)
+		return NULL;
+	k->fd = -1;
+	k->text = fcvm_wire_get_string(&k->job.request);
+	if (!fcvm_wire_reader_ok(&k->job.request))
+		k->text = "";
+	return k;
+}
+
+/* Its address has no path. */
+static bool is_quick(const struct socket_job *k)
+{
+	return strncmp(k->text, "unix:", 5) != 0 || k->text[5] == '@';
+}
+
+/* Makes a non-blocking socket for the address. 0 or -errno, and the refusal is there. */
+static int make_socket(struct socket_job *k, const char *what, struct fcvm_address *address)
+{
+	int code = fcvm_address_parse(k->text, address);
+
 	if (code == 0)
-		code = fcvm_address_socket(address);
+		code = k->fd = fcvm_address_socket(address);
 	if (code < 0)
-		link_refuse(l, id, code, "%s %s: %s%s", what, text, strerror(-code),
+		fcvm_fail(&k->job.err, code, "%s %s: %s%s", what, k->text, strerror(-code),
 			code == -EINVAL ? " (want unix:/path or tcp:ADDRESS:PORT)" : "");
-	return code;
+	return code < 0 ? code : 0;
 }
 
 /* Makes the stream one of a connected socket and says so. */
@@ -64,38 +89,54 @@ void socket_pump_connecting(struct stream *s)
 	stream_bury(s);
 }
 
+static void connect_work(struct job *j)
+{
+	struct socket_job *k = (struct socket_job *)j;
+	_cleanup_(fcvm_address_done) struct fcvm_address address = {.dirfd = -1};
+
+	j->code = make_socket(k, "connect to", &address);
+	if (j->code < 0 || connect(k->fd, &address.any, address.size) == 0)
+		return;
+	k->connecting = errno == EINPROGRESS;
+	if (!k->connecting)
+		j->code = fcvm_fail_errno(&j->err, -errno, "connect to %s", k->text);
+}
+
+static void connect_done(struct job *j)
+{
+	struct socket_job *k = (struct socket_job *)j;
+	struct stream *s = j->stream;
+
+	if (!s) {
+		fcvm_close(k->fd);
+		return;
+	}
+	s->channels[0].watch.fd = k->fd;
+	s->path = strdup(k->text);
+	if (j->code == 0 && !s->path)
+		j->code = fcvm_fail(&j->err, -ENOMEM, "connect to %s: out of memory", k->text);
+	if (j->code == 0 && k->connecting && watch_set(s->agent, &s->channels[0].watch, EPOLLIN | EPOLLOUT) < 0)
+		j->code = fcvm_fail_errno(&j->err, -errno, "connect to %s", k->text);
+	if (j->code < 0)
+		job_answer(j);
+	else if (!k->connecting)
+		connected(s);
+}
+
 void socket_open_connect(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
-	const char *text = fcvm_wire_get_string(r);
-	_cleanup_(fcvm_address_done) struct fcvm_address address;
-	struct stream *s;
-	int fd = make_socket(l, id, "connect to", text, r, &address);
+	struct socket_job *k = open_job(l, id, STREAM_CONNECTING, r);
 
-	if (fd < 0)
+	if (!k)
 		return;
-	s = stream_new(l, id, STREAM_CONNECTING, 1);
-	if (s)
-		s->path = strdup(text);
-	if (!s || !s->path) {
-		fcvm_close(fd);
-		if (s)
-			stream_bury(s);
-		link_refuse(l, id, -ENOMEM, "connect to %s: out of memory", text);
-		return;
-	}
-	s->channels[0].watch.fd = fd;
-	if (connect(fd, &address.any, address.size) == 0) {
-		connected(s);
-	} else if (errno != EINPROGRESS ||
-		   watch_set(l->agent, &s->channels[0].watch, EPOLLIN | EPOLLOUT) < 0) {
-		link_refuse(l, id, -errno, "connect to %s: %s", text, strerror(errno));
-		stream_bury(s);
-	}
+	k->job.work = connect_work;
+	k->job.done = connect_done;
+	job_run(&k->job, is_quick(k));
 }
 
 /* ---- LISTEN ---- */
 
-static int bind_and_listen(int fd, const struct fcvm_address *address)
+int socket_listen(int fd, const struct fcvm_address *address)
 {
 	int one = 1, r = 0;
 	mode_t mask;
@@ -111,39 +152,54 @@ static int bind_and_listen(int fd, const struct fcvm_address *address)
 	return r;
 }
 
+static void listen_work(struct job *j)
+{
+	struct socket_job *k = (struct socket_job *)j;
+	_cleanup_(fcvm_address_done) struct fcvm_address address = {.dirfd = -1};
+
+	j->code = make_socket(k, "listen on", &address);
+	if (j->code < 0)
+		return;
+	j->code = socket_listen(k->fd, &address);
+	if (j->code < 0)
+		fcvm_fail_errno(&j->err, j->code, "listen on %s", k->text);
+	else
+		k->has_file = fcvm_address_has_file(&address);
+}
+
+static void listen_done(struct job *j)
+{
+	struct socket_job *k = (struct socket_job *)j;
+	const char *path = k->has_file ? k->text + strlen("unix:") : NULL;
+	struct stream *s = j->stream;
+
+	if (s && j->code == 0 && path) {
+		s->path = strdup(path);
+		if (!s->path)
+			j->code = fcvm_fail(&j->err, -ENOMEM, "listen on %s: out of memory", k->text);
+	}
+	if (s)
+		s->channels[0].watch.fd = k->fd;
+	else
+		fcvm_close(k->fd);
+	if (s && j->code == 0 && channel_watch(&s->channels[0]) < 0)
+		j->code = fcvm_fail_errno(&j->err, -errno, "listen on %s", k->text);
+	if (s && j->code == 0)
+		return link_result(s->link, s->id, NULL, 0);
+	if (path)
+		files_unlink(j->agent, path);
+	job_answer(j);
+}
+
 void socket_open_listen(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
-	const char *text = fcvm_wire_get_string(r);
-	_cleanup_(fcvm_address_done) struct fcvm_address address;
-	struct stream *s;
-	int fd = make_socket(l, id, "listen on", text, r, &address);
-	int code;
+	struct socket_job *k = open_job(l, id, STREAM_LISTENER, r);
 
-	if (fd < 0)
+	if (!k)
 		return;
-	s = stream_new(l, id, STREAM_LISTENER, 1);
-	if (!s) {
-		fcvm_close(fd);
-		link_refuse(l, id, -ENOMEM, "listen on %s: out of memory", text);
-		return;
-	}
-	s->channels[0].watch.fd = fd;
-	code = bind_and_listen(fd, &address);
-	if (code == 0 && address.any.sa_family == AF_UNIX) {
-		s->path = strdup(text + strlen("unix:"));
-		if (!s->path) {
-			unlink(text + strlen("unix:"));
-			code = -ENOMEM;
-		}
-	}
-	if (code == 0)
-		code = channel_watch(&s->channels[0]);
-	if (code == 0) {
-		link_result(l, id, NULL, 0);
-		return;
-	}
-	link_refuse(l, id, code, "listen on %s: %s", text, strerror(-code));
-	stream_drop(s, true);
+	k->job.work = listen_work;
+	k->job.done = listen_done;
+	job_run(&k->job, is_quick(k));
 }
 
 /* ---- ACCEPT ---- */

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+
 struct stream *stream_new(struct link *l, uint32_t id, enum stream_kind kind, unsigned nchannels)
 {
 	struct stream *s = calloc(1, sizeof *s + nchannels * sizeof s->channels[0]);
@@ -17,7 +19,7 @@ struct stream *stream_new(struct link *l, uint32_t id, enum stream_kind kind, un
 	s->link = l;
 	s->id = id;
 	s->kind = kind;
-	s->proc.pidfd = -1;
+	s->proc.pidfd = s->text = -1;
 	s->nchannels = nchannels;
 	for (unsigned i = 0; i < nchannels; i++)
 		channel_init(&s->channels[i], s, -1);
@@ -75,8 +77,12 @@ static void close_all(struct stream *s)
 
 void stream_bury(struct stream *s)
 {
+	if (s->job)
+		s->job->stream = NULL;
+	s->job = NULL;
 	detach_from_link(s);
 	close_all(s);
+	s->text = fcvm_close(s->text);
 	if (s->proc.pid) {
 		LIST_REMOVE(s, by_pid);
 		s->agent->nleft -= s->group_left;
@@ -135,7 +141,7 @@ void stream_drop(struct stream *s, bool kill)
 			stream_bury(w);
 		}
 		if (s->path)
-			unlink(s->path);
+			files_unlink(s->agent, s->path);
 	}
 	stream_bury(s);
 }
@@ -151,25 +157,33 @@ void stream_end(struct stream *s)
 
 /* ---- pumping ---- */
 
+static void end_errand(struct stream *s)
+{
+	char text[1024];
+	ssize_t n = s->text < 0 ? 0 : read(s->text, text, sizeof text - 1);
+
+	text[n < 0 ? 0 : n] = 0;
+	if (s->status == 0 && strcmp(s->verb, "remove") == 0)
+		files_forget(s->link, s->path);
+	if (s->status == 0)
+		link_result(s->link, s->id, NULL, 0);
+	else if (s->status > 255)
+		link_refuse(s->link, s->id, -EIO, "%s %s: killed", s->verb, s->path);
+	else if (*text)
+		link_refuse(s->link, s->id, -(int)s->status, "%s", text);
+	else
+		link_refuse(s->link, s->id, -(int)s->status, "%s %s: %s", s->verb, s->path, strerror(s->status));
+	stream_bury(s);
+}
+
 /* The process is gone and its output is out. */
 static void send_exit(struct stream *s)
 {
-	struct link *l = s->link;
-
 	s->exit_sent = true;
-	if (s->kind != STREAM_REMOVE) {
-		link_frame(l, FCVM_WIRE_EXIT, 0, s->id, s->status);
-		return;
-	}
-	if (s->status == 0 && s->path)
-		files_forget(l, s->path);
-	if (s->status == 0)
-		link_result(l, s->id, NULL, 0);
-	else if (s->status > 255)
-		link_refuse(l, s->id, -EIO, "remove %s: killed", s->path);
+	if (s->kind == STREAM_ERRAND)
+		end_errand(s);
 	else
-		link_refuse(l, s->id, -(int)s->status, "remove %s: %s", s->path, strerror(s->status));
-	stream_bury(s);
+		link_frame(s->link, FCVM_WIRE_EXIT, 0, s->id, s->status);
 }
 
 /* Returns true if it could go on at once. */
@@ -206,6 +220,8 @@ static bool pump(struct stream *s)
 {
 	bool more;
 
+	if (s->job)
+		return false;
 	switch (s->kind) {
 	case STREAM_CONNECTING:
 		socket_pump_connecting(s);

@@ -29,6 +29,7 @@ build = {
             ["fcvm.doc"] = "lua/fcvm/doc.lua",
             ["fcvm.handle"] = "lua/fcvm/handle.lua",
             ["fcvm.json"] = "lua/fcvm/json.lua",
+            ["fcvm.lab"] = "lua/fcvm/lab.lua",
             ["fcvm.measure"] = "lua/fcvm/measure.lua",
             ["fcvm.options"] = "lua/fcvm/options.lua",
             ["fcvm.pretty"] = "lua/fcvm/pretty.lua",

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,20 @@ static int parse_tcp(const char *text, struct fcvm_address *ret)
 	return 0;
 }
 
+/* unix(7): the name is what the size says, NULs included. */
+static int parse_abstract(const char *name, struct fcvm_address *ret)
+{
+	size_t size = strlen(name);
+
+	if (!size)
+		return -EINVAL;
+	if (size > sizeof ret->un.sun_path - 1)
+		return -ENAMETOOLONG;
+	memcpy(ret->un.sun_path + 1, name, size);
+	ret->size = offsetof(struct sockaddr_un, sun_path) + 1 + size;
+	return 0;
+}
+
 /* A sockaddr_un holds 107 bytes; a longer path is named by way of its folder's descriptor. */
 static int parse_unix(const char *path, struct fcvm_address *ret)
 {
@@ -54,6 +69,8 @@ static int parse_unix(const char *path, struct fcvm_address *ret)
 	ret->size = sizeof ret->un;
 	if (!path[0])
 		return -EINVAL;
+	if (path[0] == '@')
+		return parse_abstract(path + 1, ret);
 	if (strlen(path) < sizeof ret->un.sun_path) {
 		strcpy(ret->un.sun_path, path);
 		return 0;

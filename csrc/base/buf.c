@@ -39,12 +39,13 @@ void *fcvm_buf_reserve(struct fcvm_buf *b, size_t more)
 
 int fcvm_buf_append(struct fcvm_buf *b, const void *data, size_t size)
 {
-	void *to = fcvm_buf_reserve(b, size);
+	void *to = size ? fcvm_buf_reserve(b, size) : NULL;
 
+	if (!size)
+		return 0;
 	if (!to)
 		return -ENOMEM;
-	if (size)
-		memcpy(to, data, size);
+	memcpy(to, data, size);
 	b->size += size;
 	return 0;
 }

@@ -8,7 +8,7 @@
 
 #include "base/fail.h"
 
-enum { MAX_DEPTH = 64 };
+enum { MAX_DEPTH = 64, REAL_DIGITS = 15 };
 
 static json_t *of(struct fcvm_json *j)
 {
@@ -74,7 +74,14 @@ int fcvm_json_parse(const char *buf, size_t size, struct fcvm_json **ret, struct
 
 char *fcvm_json_print(const struct fcvm_json *j, int indent)
 {
-	return json_dumps(of_const(j), JSON_ENCODE_ANY | (indent > 0 ? JSON_INDENT(indent) : JSON_COMPACT));
+	return json_dumps(of_const(j), JSON_ENCODE_ANY | JSON_REAL_PRECISION(REAL_DIGITS) |
+		(indent > 0 ? JSON_INDENT(indent) : JSON_COMPACT));
+}
+
+struct fcvm_json *fcvm_json_ref(struct fcvm_json *j)
+{
+	json_incref(of(j));
+	return j;
 }
 
 void fcvm_json_free(struct fcvm_json *j)
@@ -134,6 +141,11 @@ int fcvm_json_set_bool(struct fcvm_json *o, const char *key, bool value)
 	return set_new(o, key, json_boolean(value));
 }
 
+int fcvm_json_set_real(struct fcvm_json *o, const char *key, double value)
+{
+	return set_new(o, key, json_real(value));
+}
+
 int fcvm_json_set(struct fcvm_json *o, const char *key, struct fcvm_json *value)
 {
 	return set_new(o, key, of(value));
@@ -155,6 +167,11 @@ int fcvm_json_append_string(struct fcvm_json *array, const char *value)
 	json_t *j = json_string(value);
 
 	return j ? fcvm_json_append(array, from(j)) : why_not(value);
+}
+
+int fcvm_json_append_int(struct fcvm_json *array, int64_t value)
+{
+	return fcvm_json_append(array, from(json_integer(value)));
 }
 
 /* ---- reading ---- */
@@ -180,9 +197,23 @@ bool fcvm_json_bool(const struct fcvm_json *j, const char *key, bool otherwise)
 	return json_is_boolean(v) ? json_is_true(v) : otherwise;
 }
 
+double fcvm_json_real(const struct fcvm_json *j, const char *key, double otherwise)
+{
+	const json_t *v = json_object_get(of_const(j), key);
+
+	return json_is_number(v) ? json_number_value(v) : otherwise;
+}
+
 const struct fcvm_json *fcvm_json_get(const struct fcvm_json *j, const char *key)
 {
 	return from(json_object_get(of_const(j), key));
+}
+
+struct fcvm_json *fcvm_json_take(struct fcvm_json *j, const char *key)
+{
+	json_t *value = json_object_get(of(j), key);
+
+	return value ? from(json_incref(value)) : NULL;
 }
 
 size_t fcvm_json_count(const struct fcvm_json *j)
@@ -193,6 +224,22 @@ size_t fcvm_json_count(const struct fcvm_json *j)
 const struct fcvm_json *fcvm_json_at(const struct fcvm_json *array, size_t i)
 {
 	return from(json_array_get(of_const(array), i));
+}
+
+const struct fcvm_json *fcvm_json_next(const struct fcvm_json *object, const char **key)
+{
+	json_t *o = (json_t *)of_const(object);
+	void *at = *key ? json_object_iter_next(o, json_object_key_to_iter(*key)) : json_object_iter(o);
+
+	if (!at)
+		return NULL;
+	*key = json_object_iter_key(at);
+	return from(json_object_iter_value(at));
+}
+
+int64_t fcvm_json_whole(const struct fcvm_json *j, int64_t otherwise)
+{
+	return json_is_integer(of_const(j)) ? json_integer_value(of_const(j)) : otherwise;
 }
 
 const char *fcvm_json_text(const struct fcvm_json *j)

@@ -78,6 +78,7 @@ struct child {
 	const char *const *env;
 	const char *search; /* PATH, or NULL if argv[0] is a path */
 	pid_t parent;
+	pid_t *pid; /* where it says who it is, before all else */
 	/* what became of it, told by the child */
 	enum step failed;
 	int error;
@@ -200,6 +201,7 @@ BARE static int child_main(void *data)
 	struct child *c = data;
 	const struct fcvm_proc_spec *s = c->spec;
 
+	*c->pid = (pid_t)syscall(SYS_getpid);
 	reset_signals(c);
 	if (s->new_session && syscall(SYS_setsid) < 0)
 		give_up(c, STEP_SESSION, errno);
@@ -314,6 +316,7 @@ int fcvm_proc_spawn(const struct fcvm_proc_spec *spec, struct fcvm_proc *ret, st
 	c.env = spec->env ? spec->env : (const char *const *)environ;
 	c.search = search_path(&c);
 	c.parent = getpid();
+	c.pid = &ret->pid;
 	c.failed = STEP_NONE;
 	c.error = 0;
 	pid = run_child(&c, &pidfd);

@@ -46,7 +46,8 @@ struct fcvm_exit {
 
 /*
  * Returns 0 with the child past its exec, or -errno of the step that failed in the child (exec, chdir, setuid,
- * named in the message). Nothing is left to reap on failure.
+ * named in the message). Nothing is left to reap on failure. ret->pid is set as soon as there is a child, for another
+ * thread that reaps for the whole process; on failure *ret says nothing.
  */
 int fcvm_proc_spawn(const struct fcvm_proc_spec *spec, struct fcvm_proc *ret, struct fcvm_err *err);
 

@@ -5,7 +5,7 @@
 int luaopen_fcvm_core(lua_State *L)
 {
 	luaL_checkversion(L);
-	lua_createtable(L, 0, 80);
+	lua_createtable(L, 0, 88);
 	fcvm_error_open(L);
 	/* before any handle: finalizers run in the reverse order, and handles need the jobs */
 	fcvm_call_open_lib(L);
@@ -15,6 +15,7 @@ int luaopen_fcvm_core(lua_State *L)
 	fcvm_bind_open_files(L);
 	fcvm_bind_open_snapshot(L);
 	fcvm_bind_open_store(L);
+	fcvm_bind_open_volume(L);
 	return 1;
 }
 

@@ -143,6 +143,8 @@ lua_Integer fcvm_args_integer(lua_State *L, int arg, const char *field, lua_Inte
 bool fcvm_args_boolean(lua_State *L, int arg, const char *field);
 /* The list of strings at arg itself, NULL-terminated. */
 const char *const *fcvm_args_list(lua_State *L, int arg, struct fcvm_call *call);
+/* A field that is a list of volumes' tables (volume.c). */
+const struct fcvm_vm_volume *fcvm_args_volumes(lua_State *L, int arg, const char *field, struct fcvm_call *call, size_t *ret_n);
 
 /* ---- the parts of fcvm.core; each adds its functions to the table on top ---- */
 
@@ -151,5 +153,6 @@ void fcvm_bind_open_program(lua_State *L);
 void fcvm_bind_open_files(lua_State *L);
 void fcvm_bind_open_snapshot(lua_State *L);
 void fcvm_bind_open_store(lua_State *L);
+void fcvm_bind_open_volume(lua_State *L);
 
 #endif

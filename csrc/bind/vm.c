@@ -11,6 +11,8 @@ struct vm_call {
 	int64_t timeout_ms;
 	int status;
 	int64_t ns;
+	uint64_t bytes;
+	char *text; /* owned */
 	void *made; /* owned: a VM */
 	const char *id;
 };
@@ -36,7 +38,8 @@ static int run_timed(lua_State *L, const struct fcvm_call_type *type)
 /* Never run: fcvm_vm_new() does not block. It keeps the strings alive. */
 static const struct fcvm_call_type new_type = {.op = "vm"};
 
-/* vm_new{name, image, memory, vcpus, driver, accel, cmdline, cold}: a VM, not started. */
+/* vm_new{name, image, memory, vcpus, driver, accel, cmdline, cold, node, nested, balloon, jail, volumes, root}: a VM, not
+ * started. */
 static int vm_new(lua_State *L)
 {
 	struct fcvm_vm_config config = FCVM_VM_CONFIG_INIT;
@@ -60,6 +63,14 @@ static int vm_new(lua_State *L)
 	config.accel = fcvm_args_string(L, 1, "accel", call);
 	config.cmdline = fcvm_args_string(L, 1, "cmdline", call);
 	config.cold = fcvm_args_boolean(L, 1, "cold");
+	config.nested = fcvm_args_boolean(L, 1, "nested");
+	config.balloon = fcvm_args_boolean(L, 1, "balloon");
+	config.jail = fcvm_args_boolean(L, 1, "jail");
+	config.volumes = fcvm_args_volumes(L, 1, "volumes", call, &config.nvolumes);
+	config.root = fcvm_args_string(L, 1, "root", call);
+	if (lua_getfield(L, 1, "node") != LUA_TNIL)
+		config.node = fcvm_handle_check(L, lua_gettop(L), &fcvm_handle_vm)->object;
+	lua_pop(L, 1);
 	h = fcvm_handle_new(L, &fcvm_handle_vm);
 	r = fcvm_vm_new(&vm, &config, &err);
 	if (r < 0)
@@ -193,6 +204,54 @@ static int vm_wait(lua_State *L)
 	return run_timed(L, &wait_type);
 }
 
+static int balloon_run(struct fcvm_job *job)
+{
+	struct vm_call *c = (struct vm_call *)job;
+
+	return fcvm_vm_balloon(c->vm, c->bytes, c->timeout_ms, &job->err);
+}
+
+static const struct fcvm_call_type balloon_type = {"balloon", balloon_run};
+
+/* vm_balloon(vm, bytes, timeout) */
+static int vm_balloon(lua_State *L)
+{
+	struct vm_call *c = call_on_vm(L, &balloon_type);
+
+	c->bytes = (uint64_t)luaL_checkinteger(L, 2);
+	c->timeout_ms = fcvm_args_timeout(L, 3);
+	return fcvm_call_run(L, &c->call);
+}
+
+static int metrics_run(struct fcvm_job *job)
+{
+	struct vm_call *c = (struct vm_call *)job;
+
+	return fcvm_vm_metrics(c->vm, c->timeout_ms, &c->text, &job->err);
+}
+
+static int metrics_push(lua_State *L, struct fcvm_call *call)
+{
+	lua_pushstring(L, ((struct vm_call *)call)->text);
+	return 1;
+}
+
+static void metrics_drop(struct fcvm_call *call)
+{
+	struct vm_call *c = (struct vm_call *)call;
+
+	free(c->text);
+	c->text = NULL;
+}
+
+static const struct fcvm_call_type metrics_type = {"metrics", metrics_run, metrics_push, metrics_drop};
+
+/* vm_metrics(vm, timeout): JSON text */
+static int vm_metrics(lua_State *L)
+{
+	return run_timed(L, &metrics_type);
+}
+
 static int ping_run(struct fcvm_job *job)
 {
 	struct vm_call *c = (struct vm_call *)job;
@@ -265,6 +324,7 @@ static int vm_info(lua_State *L)
 	set_string(L, "driver", info.driver);
 	set_string(L, "accel", info.accel);
 	set_string(L, "dir", info.dir);
+	set_string(L, "node", info.node ? info.node : "");
 	set_string(L, "state", state_name(info.state));
 	set_integer(L, "memory", (lua_Integer)info.memory);
 	set_integer(L, "vcpus", info.vcpus);
@@ -302,6 +362,8 @@ static const luaL_Reg functions[] = {
 	{"vm_stop", vm_stop},
 	{"vm_kill", vm_kill},
 	{"vm_wait", vm_wait},
+	{"vm_balloon", vm_balloon},
+	{"vm_metrics", vm_metrics},
 	{"vm_ping", vm_ping},
 	{"vm_info", vm_info},
 	{"vm_console", vm_console},

@@ -10,8 +10,10 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fail.h"
 #include "base/fd.h"
@@ -27,7 +29,7 @@ static int wait_for_restore(struct fcvm_vm *vm, const char *memory, const struct
 {
 	struct vmm_machine m;
 	struct vmm *vmm;
-	int r = fcvm_lease_new(runtime_store(vm->rt), &vm->lease, err);
+	int r = folder_new(vm->place, until, &vm->folder, err);
 
 	if (r < 0)
 		return r;
@@ -42,15 +44,14 @@ static int wait_for_restore(struct fcvm_vm *vm, const char *memory, const struct
 static void adopt_waiting(struct fcvm_vm *vm, struct waiting *w)
 {
 	pthread_mutex_lock(&vm->lock);
-	vm->lease = w->lease;
+	vm->folder = w->folder;
 	pthread_mutex_unlock(&vm->lock);
 	vm_adopt(vm, w->vmm);
-	vm->with.driver->rename(vm->vmm, vm->name);
+	fcvm_vmm_rename(vm->vmm, vm->name);
 	free(w);
 }
 
-/* Runs, with its agent answering, and is nobody yet. */
-static int restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
+int vm_restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
 	const struct fcvm_until *until, struct fcvm_err *err)
 {
 	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", dir);
@@ -64,19 +65,31 @@ static int restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manife
 	if (r == 0)
 		r = vm->with.driver->restore(vm->vmm, state, until, err);
 	if (r == 0)
-		r = vm->with.driver->resume(vm->vmm, until, err);
-	if (r == 0)
 		r = vm_connect_agent(vm, m->generation + 1, until, err);
 	return r;
 }
 
-int vm_restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
-	const struct fcvm_until *until, struct fcvm_err *err)
+/* With its volumes served from what is in `states`. Who could not be given an identity of its own is not handed out. */
+static int become(struct fcvm_vm *vm, const char *states, uint64_t generation, const struct fcvm_until *until,
+	struct fcvm_err *err)
 {
-	int r = restore(vm, dir, m, waiting, until, err);
+	int r = volumes_restore(vm, states, until, err);
 
-	/* Who could not be given an identity of its own is not handed out. */
-	return r < 0 ? r : vm_identify(vm, m->generation + 1, until, err);
+	return r < 0 ? r : vm_identify(vm, generation, until, err);
+}
+
+/* Where its volumes' states are: here, wherever it is. */
+static const char *states_of(const struct fcvm_snapshot *s)
+{
+	return place_is_here(s->place) ? s->dir : s->folder.lease.path;
+}
+
+static int restore_clone(struct fcvm_snapshot *s, struct fcvm_vm *vm, struct waiting *waiting, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	int r = vm_restore(vm, s->dir, &s->manifest, waiting, until, err);
+
+	return r < 0 ? r : become(vm, states_of(s), s->manifest.generation + 1, until, err);
 }
 
 /* ---- objects ---- */
@@ -95,6 +108,11 @@ static int make_vm(struct fcvm_snapshot *s, const char *name, struct fcvm_vm **r
 	if (r < 0)
 		return r;
 	vm->with = s->with;
+	vm->place = place_ref(s->place);
+	vm->nested = s->manifest.nested;
+	vm->balloon = s->manifest.balloon;
+	vm->jail = s->manifest.jail;
+	vm->clone = true;
 	vm->warm = true;
 	vm->busy = true;
 	vm->state = FCVM_VM_STARTING;
@@ -102,9 +120,11 @@ static int make_vm(struct fcvm_snapshot *s, const char *name, struct fcvm_vm **r
 	free(vm->kernel);
 	vm->image = strdup(s->manifest.image);
 	vm->kernel = strdup(s->manifest.kernel);
-	if (!vm->image || !vm->kernel) {
+	r = vm->image && vm->kernel ? volumes_copy(&vm->volumes, s->manifest.volumes, s->manifest.nvolumes, vm->name, err)
+				    : fcvm_fail_errno(err, -ENOMEM, "clone");
+	if (r < 0) {
 		fcvm_vm_free(vm);
-		return fcvm_fail_errno(err, -ENOMEM, "clone");
+		return r;
 	}
 	*ret = vm;
 	return 0;
@@ -128,7 +148,7 @@ static int make_clone(struct fcvm_snapshot *s, const char *name, struct fcvm_vm 
 
 static bool can_copy(const struct fcvm_snapshot *s)
 {
-	return s->with.driver->can_fork && s->with.driver->can_fork(s->with.probe, runtime_node(s->rt));
+	return s->with.driver->can_fork && s->with.driver->can_fork(s->with.probe, place_node(s->place));
 }
 
 /*
@@ -155,6 +175,15 @@ static int warm_up(struct fcvm_vm *vm, const struct fcvm_manifest *m, const stru
 	return 0;
 }
 
+/* What its copies' volumes go on from. Its own servers end: their locks are the copies', too. */
+static int save_volumes(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = volumes_save(vm, vm->folder.lease.path, until, err);
+
+	volumes_end(vm);
+	return r;
+}
+
 /* Its copies' agents are frozen like its own, at a frame's boundary, until they are greeted. */
 static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until, struct fcvm_err *err)
 {
@@ -163,11 +192,15 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 	int r = name ? make_vm(s, name, &vm, err) : fcvm_fail_errno(err, -ENOMEM, "clone");
 
 	if (r == 0)
-		r = restore(vm, s->dir, &s->manifest, NULL, until, err);
+		r = vm_restore(vm, s->dir, &s->manifest, NULL, until, err);
+	if (r == 0)
+		r = volumes_restore(vm, states_of(s), until, err);
 	if (r == 0)
 		r = warm_up(vm, &s->manifest, until, err);
 	if (r == 0)
 		r = vm_quiesce(vm, until, err);
+	if (r == 0)
+		r = save_volumes(vm, until, err);
 	if (r < 0) {
 		if (vm)
 			vm_explain(vm, r, "prepare clones", err);
@@ -184,7 +217,7 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 /* Somebody may have killed a VMM while it waited. */
 static bool lives(const struct fcvm_snapshot *s, const struct vmm *vmm)
 {
-	struct pollfd p = {.fd = s->with.driver->exit_fd(vmm), .events = POLLIN};
+	struct pollfd p = {.fd = fcvm_vmm_exit_fd(vmm), .events = POLLIN};
 
 	return poll(&p, 1, 0) == 0;
 }
@@ -203,6 +236,19 @@ static int want_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 	return s->template ? 0 : make_template(s, until, err);
 }
 
+/* The template and its folder may be gone before the copy's servers begin. */
+static int take_states(struct fcvm_snapshot *s, struct fcvm_vm *vm, struct fcvm_err *err)
+{
+	for (size_t i = 0; i < vm->volumes.n; i++) {
+		char name[32];
+
+		snprintf(name, sizeof name, "volume-%u.state", vm->volumes.config[i].number);
+		if (linkat(s->template->folder.lease.dirfd, name, vm->folder.lease.dirfd, name, 0) < 0)
+			return fcvm_fail_errno(err, -errno, "%s: clone: %s/%s", vm->name, s->template->folder.lease.path, name);
+	}
+	return 0;
+}
+
 /* The template's copy as vm's VMM. Anything but a lost deadline or a cancellation can be made up for by restoring. */
 static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const struct fcvm_until *until,
 	struct fcvm_err *err)
@@ -217,6 +263,8 @@ static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 		return r;
 	m.memory_file = memory;
 	r = want_template(s, until, err);
+	if (r == 0)
+		r = take_states(s, vm, err);
 	if (r == 0) {
 		/* Milliseconds, which a caller's cancellation must not cut short: the template is everybody's. */
 		struct fcvm_until soon = fcvm_until_ms(COPY_MS, -1);
@@ -227,9 +275,9 @@ static int copy_template(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 			drop_template(s); /* the next one makes another */
 		}
 	}
-	turns_give(s->template_turn);
 	if (r == 0)
 		vm_adopt(vm, vmm);
+	turns_give(s->template_turn);
 	return r;
 }
 
@@ -238,7 +286,7 @@ static int clone_by_copy(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 {
 	struct fcvm_err why = FCVM_ERR_INIT;
 	uint64_t generation = s->manifest.generation + 1;
-	int r = fcvm_lease_new(runtime_store(vm->rt), &vm->lease, err);
+	int r = folder_new(vm->place, until, &vm->folder, err);
 
 	if (r < 0)
 		return r;
@@ -251,29 +299,29 @@ static int clone_by_copy(struct fcvm_snapshot *s, struct fcvm_vm *vm, const stru
 	if (r < 0) {
 		fcvm_say(FCVM_SAY_WARNING, "%s: it is restored, since the template could not be copied: %s", vm->name,
 			why.message);
-		fcvm_lease_done(runtime_store(vm->rt), &vm->lease);
-		vm->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
-		return vm_restore(vm, s->dir, &s->manifest, NULL, until, err);
+		folder_done(vm->place, &vm->folder);
+		vm->folder = (struct folder)FOLDER_INIT;
+		return restore_clone(s, vm, NULL, until, err);
 	}
 	r = vm->with.driver->resume(vm->vmm, until, err);
 	if (r == 0)
 		r = vm_connect_agent(vm, generation, until, err);
-	return r < 0 ? r : vm_identify(vm, generation, until, err);
+	return r < 0 ? r : become(vm, vm->folder.lease.path, generation, until, err);
 }
 
 /* ---- waiting VMMs ---- */
 
 static void free_waiting(struct fcvm_snapshot *s, struct waiting *w)
 {
-	s->with.driver->free(w->vmm);
-	fcvm_lease_done(runtime_store(s->rt), &w->lease);
+	fcvm_vmm_free(w->vmm);
+	folder_done(s->place, &w->folder);
 	free(w);
 }
 
 void snapshot_end_waiting(struct fcvm_snapshot *s)
 {
 	for (struct waiting *w = s->waiting; w; w = w->next)
-		s->with.driver->kill(w->vmm);
+		fcvm_vmm_kill(w->vmm);
 	drop_template(s);
 	while (s->waiting) {
 		struct waiting *w = s->waiting;
@@ -288,22 +336,26 @@ static int start_waiting(struct fcvm_snapshot *s, struct waiting *w, const struc
 {
 	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", s->dir);
 	struct vmm_machine m = {
-		.node = runtime_node(s->rt),
+		.node = place_node(s->place),
+		.local = runtime_node(s->rt),
 		.name = s->manifest.vm_name,
 		.memory = s->manifest.memory,
 		.vcpus = s->manifest.vcpus,
+		.nested = s->manifest.nested,
+		.balloon = s->manifest.balloon,
+		.jail = s->manifest.jail,
 		.memory_file = memory,
 	};
-	int r = memory ? fcvm_lease_new(runtime_store(s->rt), &w->lease, err)
+	int r = memory ? folder_new(s->place, until, &w->folder, err)
 		       : fcvm_fail_errno(err, -ENOMEM, "prepare a clone");
 
 	if (r < 0)
 		return r;
-	m.dir = w->lease.path;
-	m.dirfd = w->lease.dirfd;
+	m.dir = folder_path(&w->folder);
+	m.dirfd = w->folder.lease.dirfd;
 	r = s->with.driver->wait(&m, s->with.probe, until, &w->vmm, err);
 	if (r < 0)
-		fcvm_lease_done(runtime_store(s->rt), &w->lease);
+		folder_done(s->place, &w->folder);
 	return r;
 }
 
@@ -314,7 +366,7 @@ static int add_waiting(struct fcvm_snapshot *s, const struct fcvm_until *until, 
 
 	if (!w)
 		return fcvm_fail_errno(err, -ENOMEM, "prepare a clone");
-	w->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+	w->folder = (struct folder)FOLDER_INIT;
 	r = start_waiting(s, w, until, err);
 	if (r < 0) {
 		free(w);
@@ -405,13 +457,13 @@ int fcvm_snapshot_clone(struct fcvm_snapshot *s, const char *name, int64_t timeo
 		return r;
 	r = make_clone(s, name, &vm, &why);
 	if (r == 0)
-		r = runtime_turn_take(s->rt, &until, &why);
+		r = place_turn_take(s->place, &until, &why);
 	if (r == 0) {
 		vm->started_ns = fcvm_now_ns();
 		r = by_copy(s) ? clone_by_copy(s, vm, &until, &why)
-			       : vm_restore(vm, s->dir, &s->manifest, take_waiting(s), &until, &why);
+			       : restore_clone(s, vm, take_waiting(s), &until, &why);
 		r = vm_explain(vm, r, "clone", &why);
-		runtime_turn_give(s->rt);
+		place_turn_give(s->place);
 	}
 	if (r < 0) {
 		if (vm && r == -ETIMEDOUT)

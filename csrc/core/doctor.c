@@ -10,6 +10,7 @@
 
 #include "base/fail.h"
 #include "base/fd.h"
+#include "base/kvm.h"
 #include "core/runtime.h"
 
 struct report {
@@ -80,19 +81,42 @@ static void check_file(struct report *to, const char *file)
 	to->ok = false;
 }
 
-static void check_driver(struct report *to, struct runtime *rt, struct fcvm_json *all)
+static void describe(const struct choice *with, char *to, size_t size)
+{
+	snprintf(to, size, "%s %s, %s: %s (%s)", with->driver->name, with->probe->version, with->probe->accel,
+		with->probe->why, with->probe->binary);
+}
+
+/* As fcvm_vm_new() has it. */
+static const char *wanted(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : NULL;
+}
+
+/* Each of them, and the one that is chosen where nobody asks for another. */
+static void check_drivers(struct report *to, struct runtime *rt, struct fcvm_json *all)
 {
 	struct fcvm_err err = FCVM_ERR_INIT;
 	struct choice with;
-	char value[512];
+	char value[512], name[64];
 
-	if (runtime_choose(rt, NULL, NULL, &with, &err) < 0) {
+	for (unsigned i = 0; fcvm_vmm_drivers[i]; i++) {
+		snprintf(name, sizeof name, "driver %s", fcvm_vmm_drivers[i]->name);
+		if (place_choose(runtime_here(rt), fcvm_vmm_drivers[i]->name, NULL, NULL, &with, &err) < 0) {
+			add(to, name, false, err.message, fcvm_vmm_drivers[i]->remedy);
+			continue;
+		}
+		describe(&with, value, sizeof value);
+		add(to, name, true, value, "");
+	}
+	if (place_choose(runtime_here(rt), wanted("FCVM_DRIVER"), wanted("FCVM_ACCEL"), NULL, &with, &err) < 0) {
 		add(to, "vmm", false, err.message, "scripts/fetch-qemu, or apt-get install qemu-system-x86");
 		to->ok = false;
 		return;
 	}
-	snprintf(value, sizeof value, "%s %s, %s: %s (%s)", with.driver->name, with.probe->version,
-		with.probe->accel, with.probe->why, with.probe->binary);
+	describe(&with, value, sizeof value);
 	add(to, "vmm", true, value, "");
 	fcvm_json_set_string(all, "driver", with.driver->name);
 	fcvm_json_set_string(all, "version", with.probe->version);
@@ -124,7 +148,7 @@ int fcvm_doctor(char **ret_json, struct fcvm_err *err)
 		return r;
 	}
 	check_kvm(&to);
-	check_driver(&to, rt, all);
+	check_drivers(&to, rt, all);
 	check_file(&to, "fcvm-agent");
 	check_file(&to, "libfcvm-ram.so");
 	check_folder(&to, "data folder", fcvm_store_data(runtime_store(rt)), FCVM_GIB,

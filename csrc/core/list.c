@@ -14,6 +14,7 @@
 
 #include "base/fail.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "core/vm.h"
 
 enum { LOG_MAX = 64 << 20 };
@@ -54,16 +55,24 @@ static int give(struct fcvm_json *j, char **ret, struct fcvm_err *err)
 
 /* ---- VMs ---- */
 
+static bool is_elsewhere(const struct fcvm_json *vm)
+{
+	return *fcvm_json_string(vm, "node", "") != 0;
+}
+
 static bool vmm_lives(const struct fcvm_json *vm)
 {
 	int64_t start = process_start(fcvm_json_int(vm, "pid", 0));
 
+	/* Of a process on another node only the owner knows; it is there, its lock says. */
+	if (is_elsewhere(vm))
+		return true;
 	return start != 0 && start == fcvm_json_int(vm, "pid_start", -1);
 }
 
 static int add_vm(void *data, const char *id, const char *path, bool alive, const struct fcvm_json *json)
 {
-	static const char *const strings[] = {"id", "name", "state", "image", "driver", "accel"};
+	static const char *const strings[] = {"id", "name", "state", "image", "driver", "accel", "node"};
 	static const char *const numbers[] = {"memory", "vcpus", "pid", "owner", "generation", "started"};
 	struct fcvm_json *array = data, *vm;
 
@@ -184,11 +193,12 @@ static int fill_attached(struct fcvm_vm *vm, const struct fcvm_json *json, const
 	vm->state = strcmp(fcvm_json_string(json, "state", ""), "paused") == 0 ? FCVM_VM_PAUSED : FCVM_VM_RUNNING;
 	vm->attached_id = strdup(fcvm_json_string(json, "id", ""));
 	vm->attached_dir = strdup(dir);
+	vm->attached_node = strdup(fcvm_json_string(json, "node", ""));
 	vm->generation = fcvm_json_int(json, "generation", 0);
-	vm->pid = fcvm_json_int(json, "pid", 0);
+	vm->pid = is_elsewhere(json) ? 0 : fcvm_json_int(json, "pid", 0);
 	vm->warm = fcvm_json_bool(json, "warm", false);
 	vm->started_ns = fcvm_now_ns() - (fcvm_realtime_ns() - fcvm_json_int(json, "started", 0) * 1000000000);
-	if (!vm->attached_id || !vm->attached_dir)
+	if (!vm->attached_id || !vm->attached_dir || !vm->attached_node)
 		return fcvm_fail_errno(err, -ENOMEM, "%s: attach", vm->name);
 	fd = connect_in(dir);
 	if (fd < 0)
@@ -237,6 +247,9 @@ int fcvm_kill_vm(const char *id, struct fcvm_err *err)
 
 	if (r < 0)
 		return r;
+	if (is_elsewhere(json))
+		return fcvm_fail(err, -EPERM, "%s: it runs on %s: ask its owner, process %lld, or end that VM", id,
+			fcvm_json_string(json, "node", ""), (long long)fcvm_json_int(json, "owner", 0));
 	/* The pidfd first: whatever it is of then, the start time tells whether that is the VMM. */
 	pidfd = syscall(SYS_pidfd_open, (pid_t)fcvm_json_int(json, "pid", 0), 0);
 	if (pidfd < 0 || !vmm_lives(json))
@@ -349,6 +362,8 @@ int fcvm_build_image(const char *name, char **ret_json, struct fcvm_err *err)
 {
 	struct fcvm_until until = call_until(FCVM_NO_TIMEOUT, FCVM_NO_TIMEOUT);
 	struct fcvm_image image = {0};
+	struct fcvm_err why = FCVM_ERR_INIT;
+	_cleanup_free_ char *elf = NULL;
 	struct fcvm_json *j;
 	struct runtime *rt;
 	bool built = false;
@@ -357,6 +372,9 @@ int fcvm_build_image(const char *name, char **ret_json, struct fcvm_err *err)
 	if (r < 0)
 		return r;
 	r = fcvm_image_get(runtime_store(rt), name, &until, &image, &built, err);
+	/* For drivers that want that. Others do with a kernel that has none. */
+	if (r == 0 && fcvm_image_elf_kernel(runtime_store(rt), &image, &until, &elf, &why) < 0)
+		fcvm_say(FCVM_SAY_WARNING, "%s; Firecracker cannot boot it", why.message);
 	runtime_put(rt);
 	if (r < 0)
 		return r;

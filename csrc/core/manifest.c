@@ -49,6 +49,11 @@ struct fcvm_manifest vm_manifest(const struct fcvm_vm *vm)
 		.generation = vm->generation,
 		.created_ns = fcvm_realtime_ns(),
 		.tsc_khz = vm->with.probe->tsc_khz,
+		.nested = vm->nested,
+		.balloon = vm->balloon,
+		.jail = vm->jail,
+		.volumes = (struct fcvm_manifest_volume *)vm->volumes.config,
+		.nvolumes = volumes_mounted(&vm->volumes),
 	};
 }
 

@@ -23,9 +23,10 @@ static int full(const struct fcvm_vm *vm, const char *dir, int r, struct fcvm_er
 	return r;
 }
 
-int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
+int vm_save(struct fcvm_vm *vm, const struct folder *to, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
 	double *ret_downtime_ms, struct fcvm_err *err)
 {
+	const char *dir = folder_path(to);
 	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", dir);
 	_cleanup_free_ char *state = fcvm_asprintf("%s/state", dir);
 	struct fcvm_manifest m = vm_manifest(vm);
@@ -41,7 +42,10 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 	if (r < 0)
 		return full(vm, dir, r, err);
 	from = fcvm_now_ns();
+	vm->cut = vm->with.driver->save_cuts;
 	r = vm->with.driver->save(vm->vmm, state, memory, until, err);
+	if (r == 0)
+		r = volumes_save(vm, to->lease.path, until, err);
 	/* A source that goes on does so before the manifest is written: that needs nothing of it. */
 	if (running && (r < 0 || !stop)) {
 		r2 = vm_go_on(vm, r < 0 ? NULL : err);
@@ -49,7 +53,8 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 	}
 	if (r < 0)
 		return full(vm, dir, r, err);
-	if (r2 == 0) {
+	/* On another node it is in its handle's memory only. */
+	if (r2 == 0 && place_is_here(vm->place)) {
 		r = fcvm_manifest_write(dir, &m, false, err);
 		if (r < 0 && running && stop)
 			vm_go_on(vm, NULL);
@@ -63,6 +68,16 @@ int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_un
 
 /* ---- handles ---- */
 
+static int copy_volumes(struct fcvm_manifest *to, const struct fcvm_manifest *from)
+{
+	to->nvolumes = 0;
+	to->volumes = from->nvolumes ? calloc(from->nvolumes, sizeof *to->volumes) : NULL;
+	while (to->volumes && to->nvolumes < from->nvolumes &&
+		fcvm_manifest_volume_copy(&to->volumes[to->nvolumes], &from->volumes[to->nvolumes]) == 0)
+		to->nvolumes++;
+	return to->nvolumes == from->nvolumes ? 0 : -ENOMEM;
+}
+
 static int copy_manifest(struct fcvm_manifest *to, const struct fcvm_manifest *from)
 {
 	*to = *from;
@@ -75,6 +90,8 @@ static int copy_manifest(struct fcvm_manifest *to, const struct fcvm_manifest *f
 	to->agent = strdup(from->agent);
 	to->vm_name = strdup(from->vm_name);
 	to->host_cpu = strdup(from->host_cpu);
+	if (copy_volumes(to, from) < 0)
+		return -ENOMEM;
 	return to->driver && to->version && to->accel && to->machine && to->image && to->kernel && to->agent &&
 		to->vm_name && to->host_cpu ? 0 : -ENOMEM;
 }
@@ -86,7 +103,7 @@ static int snapshot_new(struct fcvm_snapshot **ret, const char *name, struct fcv
 
 	if (s) {
 		pthread_mutex_init(&s->lock, NULL);
-		s->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+		s->folder = (struct folder)FOLDER_INIT;
 		s->hold = -1;
 		s->name = strdup(name ? name : "");
 		s->template_turn = turns_new(1);
@@ -106,7 +123,9 @@ void fcvm_snapshot_free(struct fcvm_snapshot *s)
 		return;
 	if (s->rt) {
 		snapshot_end_waiting(s);
-		fcvm_lease_done(runtime_store(s->rt), &s->lease);
+		if (s->place)
+			folder_done(s->place, &s->folder);
+		place_put(s->place);
 	}
 	fcvm_close(s->hold);
 	fcvm_manifest_done(&s->manifest);
@@ -122,7 +141,7 @@ void fcvm_snapshot_get_info(struct fcvm_snapshot *s, struct fcvm_snapshot_info *
 {
 	pthread_mutex_lock(&s->lock);
 	*ret = (struct fcvm_snapshot_info){
-		.id = s->name[0] ? s->name : s->lease.id,
+		.id = s->name[0] ? s->name : s->folder.lease.id,
 		.name = s->name,
 		.dir = s->dir,
 		.memory = s->manifest.memory,
@@ -141,15 +160,24 @@ static int keep(struct fcvm_snapshot *s, struct fcvm_err *err)
 {
 	struct fcvm_store *store = runtime_store(s->rt);
 	char *dir;
-	int r = fcvm_snapshot_publish(store, s->lease.path, &s->manifest, "snapshots", s->name, &dir, err);
+	int r = fcvm_snapshot_publish(store, folder_path(&s->folder), &s->manifest, "snapshots", s->name, &dir, err);
 
 	if (r < 0)
 		return r;
-	fcvm_lease_done(store, &s->lease);
-	s->lease = (struct fcvm_lease)FCVM_LEASE_INIT;
+	folder_done(s->place, &s->folder);
+	s->folder = (struct folder)FOLDER_INIT;
 	s->dir = dir;
 	s->hold = fcvm_snapshot_hold(dir);
 	return 0;
+}
+
+/* The VM's next snapshot may build on this one, which is elsewhere now. */
+static void tell_moved(struct fcvm_vm *vm, const char *dir)
+{
+	_cleanup_free_ char *memory = fcvm_asprintf("%s/memory", dir);
+
+	if (memory)
+		fcvm_vmm_moved(vm->vmm, memory);
 }
 
 /* What was saved becomes the snapshot's. */
@@ -158,9 +186,13 @@ static int take_in(struct fcvm_vm *vm, struct fcvm_snapshot *s, struct fcvm_err 
 	struct fcvm_manifest m = vm_manifest(vm);
 	int r = copy_manifest(&s->manifest, &m);
 
-	if (r == 0 && s->name[0])
-		return keep(s, err);
-	s->dir = strdup(s->lease.path);
+	if (r == 0 && s->name[0]) {
+		r = keep(s, err);
+		if (r == 0)
+			tell_moved(vm, s->dir);
+		return r;
+	}
+	s->dir = strdup(folder_path(&s->folder));
 	if (r < 0 || !s->dir)
 		return fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
 	return 0;
@@ -174,14 +206,18 @@ static int take(struct fcvm_vm *vm, struct fcvm_snapshot *s, bool stop, const st
 	int r;
 
 	s->with = vm->with;
+	s->place = place_ref(vm->place);
 	if (s->name[0] && fcvm_snapshot_find(runtime_store(s->rt), "snapshots", s->name, &taken, NULL) == 0) {
 		free(taken);
 		return fcvm_fail(err, -EEXIST, "snapshot %s exists; remove it with 'fcvm snapshot rm %s'", s->name,
 			s->name);
 	}
-	r = fcvm_lease_new(runtime_store(s->rt), &s->lease, err);
+	if (s->name[0] && !place_is_here(vm->place))
+		return fcvm_fail(err, -EOPNOTSUPP, "%s: it runs on %s, and snapshots are kept by name on this host only; take one "
+			"without a name", vm->name, place_name(vm->place));
+	r = folder_new(s->place, until, &s->folder, err);
 	if (r == 0)
-		r = vm_save(vm, s->lease.path, stop, until, &s->pause_ms, &s->downtime_ms, err);
+		r = vm_save(vm, &s->folder, stop, until, &s->pause_ms, &s->downtime_ms, err);
 	if (r < 0)
 		return r;
 	r = take_in(vm, s, err);
@@ -223,7 +259,10 @@ int fcvm_vm_snapshot(struct fcvm_vm *vm, const struct fcvm_snapshot_config *conf
 static int choose_as_then(struct fcvm_snapshot *s, const char *name, struct fcvm_err *err)
 {
 	const struct fcvm_manifest *m = &s->manifest;
-	int r = runtime_choose(s->rt, m->driver, m->accel, &s->with, err);
+	int r;
+
+	s->place = place_ref(runtime_here(s->rt));
+	r = place_choose(s->place, m->driver, m->accel, NULL, &s->with, err);
 
 	if (r < 0)
 		fcvm_fail_prefix(err, "snapshot %s was taken with %s/%s, which cannot be had here", name, m->driver,

@@ -11,7 +11,8 @@ struct fcvm_snapshot {
 	struct fcvm_manifest manifest; /* strings owned */
 	char *name;                    /* "" if unnamed */
 	char *dir;
-	struct fcvm_lease lease; /* of an unnamed one: its folder */
+	struct place *place;   /* where it is and its clones run; referenced */
+	struct folder folder;  /* of an unnamed one */
 	int hold;                /* of a named one */
 	double pause_ms, downtime_ms;
 	pthread_mutex_t lock;

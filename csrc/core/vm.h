@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "core/runtime.h"
+#include "core/volume.h"
 
 /*
  * Theory of operation
@@ -28,17 +29,24 @@ struct fcvm_vm {
 	uint64_t memory;
 	unsigned vcpus;
 	bool cold;
+	bool nested, balloon, jail;
+	bool clone; /* one of perhaps many of a snapshot */
 	bool attached;
+	struct fcvm_vm *host;    /* the VM that it runs on, referenced; NULL: this host */
 	/* lock: */
 	pthread_mutex_t lock;
 	bool busy;
 	bool killed;             /* fcvm_vm_kill came while it was starting */
-	bool frozen;             /* its agent, by fcvm_vm_pause */
+	bool frozen;             /* its agent, while it is paused */
+	bool cut;                /* a save has ended the stream to its agent: another is due */
 	enum fcvm_vm_state state;
 	struct fcvm_node *agent; /* NULL: none */
 	struct vmm *vmm;         /* written by the busy one, under the lock */
-	struct fcvm_lease lease; /* the same */
-	char *attached_id, *attached_dir;
+	struct place *place;     /* where it runs; the same */
+	struct folder folder;    /* the same */
+	struct volumes volumes;  /* the same; those that were asked for, also before it starts */
+	struct place *node;      /* itself as a place for other VMs; NULL: it was not used as one */
+	char *attached_id, *attached_dir, *attached_node;
 	struct choice with;
 	char *image;             /* name/key; "" before start */
 	char *kernel;            /* its release; "" before start */
@@ -62,15 +70,20 @@ int vm_explain(struct fcvm_vm *vm, int r, const char *what, struct fcvm_err *err
 struct fcvm_vm *vm_ref(struct fcvm_vm *vm);
 void vm_unref(struct fcvm_vm *vm);
 
+/* Whether its VMM has ended, or does so in that time. */
+bool vm_ends_within(struct fcvm_vm *vm, int ms);
 /* An empty VM object, named; the strings are copied. */
 int vm_alloc(struct fcvm_vm **ret, const struct fcvm_vm_config *config, struct fcvm_err *err);
 /* What the driver is told about it, with the strings of vm. */
 struct vmm_machine vm_machine(const struct fcvm_vm *vm);
 /* Gives up VMM, agent and run folder, whatever there is of them. The caller is the busy one. */
 void vm_tear_down(struct fcvm_vm *vm);
-/* The agent's link over the driver's carrier, the identity, the socket for other processes, vm.json. */
+/* The agent's link over the driver's carrier. */
 int vm_connect_agent(struct fcvm_vm *vm, uint64_t generation_before, const struct fcvm_until *until,
 	struct fcvm_err *err);
+/* After a save that has cut the stream to its agent, and those of its volumes: others, as the next generation of the same
+ * guest. */
+int vm_reconnect(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err);
 /* Tells the guest who it is: a random machine-id, seed, the clock. */
 int vm_give_identity(struct fcvm_vm *vm, uint64_t generation, const char *hostname, const struct fcvm_until *until,
 	struct fcvm_err *err);
@@ -80,10 +93,12 @@ int vm_publish(struct fcvm_vm *vm, const char *state, struct fcvm_err *err); /* 
 
 /* Console's tail into an error that has no detail yet. */
 void vm_add_tail(struct fcvm_vm *vm, struct fcvm_err *err);
-/* Stops the guest with nothing in flight on its agent's link, so that a snapshot holds that at a frame's boundary; and
+/* Stops the guest with nothing in flight on its volumes and its agent's link, so that a snapshot holds that at a frame's boundary; and
  * has it go on, whatever ended the caller's patience. The caller is the busy one. */
 int vm_quiesce(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err);
 int vm_go_on(struct fcvm_vm *vm, struct fcvm_err *err);
+/* vm as a place for other VMs, referenced. -EINVAL if it does not run. */
+int vm_as_place(struct fcvm_vm *vm, const struct fcvm_until *until, struct place **ret, struct fcvm_err *err);
 /* Whether a running VM has this name already: -EEXIST. */
 int vm_check_name_free(struct runtime *rt, const char *name, struct fcvm_err *err);
 /* The driver's new VMM is the VM's from now on. */
@@ -101,15 +116,16 @@ const char *host_cpu(const struct vmm_probe *p);
  * for good. */
 int64_t process_start(int pid);
 
-/* snapshot.c: into dir (exists, empty). The caller is the busy one. */
-int vm_save(struct fcvm_vm *vm, const char *dir, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
+/* snapshot.c: into an empty folder where it runs; its volumes' states into that here. The caller is the busy one. */
+int vm_save(struct fcvm_vm *vm, const struct folder *to, bool stop, const struct fcvm_until *until, double *ret_pause_ms,
 	double *ret_downtime_ms, struct fcvm_err *err);
 
-/* clone.c: a VM out of a snapshot's folder, with the VMM `waiting` (taken over) or a new one if NULL. */
+/* clone.c: a VM out of a snapshot's folder, with the VMM `waiting` (taken over) or a new one if NULL. It runs, its agent answers;
+ * its volumes wait for volumes_restore(), and it is nobody until vm_identify(). */
 struct waiting {
 	struct waiting *next;
 	struct vmm *vmm;
-	struct fcvm_lease lease;
+	struct folder folder;
 };
 int vm_restore(struct fcvm_vm *vm, const char *dir, const struct fcvm_manifest *m, struct waiting *waiting,
 	const struct fcvm_until *until, struct fcvm_err *err);

@@ -11,6 +11,36 @@ _fcvm_files() {
 	mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$cur")
 }
 
+_fcvm_folders() {
+	compopt -o filenames -o nospace 2>/dev/null
+	mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -d "$@" -- "$cur")
+}
+
+# HOST:GUEST[:OPTION,...]: a folder here, a place in the guest, options. $cur is what follows its last colon or "=".
+_fcvm_volume() {
+	local typed=${COMP_LINE:0:COMP_POINT} colons last before words=
+	typed=${typed##*[[:space:]]}
+	typed=${typed#--volume=}
+	colons=${typed//[^:]/}
+	case ${#colons} in
+	0) _fcvm_folders ;;
+	1) ;;
+	*)
+		last=${typed##*[:,=]}
+		before=${cur%"$last"}
+		case ${typed##*[:,]} in
+		locks=*) words="host guest" ;;
+		*=*) ;;
+		*) words="ro devices locks= readers= timeout= uid_map= gid_map=" ;;
+		esac
+		compopt -o nospace 2>/dev/null
+		cur=$last
+		_fcvm_offer "$words"
+		COMPREPLY=("${COMPREPLY[@]/#/$before}")
+		;;
+	esac
+}
+
 _fcvm_vms() {
 	_fcvm_offer "$("$program" ls --quiet 2>/dev/null)"
 }
@@ -21,7 +51,16 @@ _fcvm_value() {
 	--image | -i) _fcvm_offer "$("$program" image ls --quiet 2>/dev/null)" ;;
 	--snapshot) _fcvm_offer "$("$program" snapshot ls --quiet 2>/dev/null)" ;;
 	--accel) _fcvm_offer "kvm tcg" ;;
-	--driver) _fcvm_offer "qemu" ;;
+	--driver) _fcvm_offer "firecracker qemu" ;;
+	--node) _fcvm_vms ;;
+	--root) _fcvm_folders ;;
+	--volume | -v)
+		if [[ $verb == trace ]]; then
+			_fcvm_offer "$("$program" volumes --quiet 2>/dev/null)"
+		else
+			_fcvm_volume
+		fi
+		;;
 	--memory | -m) _fcvm_offer "256M 512M 1G 2G 4G" ;;
 	--env | -e) mapfile -t COMPREPLY < <(compgen -v -- "$cur") ;;
 	esac
@@ -36,7 +75,7 @@ _fcvm_operand() {
 		fi
 		_fcvm_files
 		;;
-	exec | logs)
+	exec | logs | volumes | trace)
 		if (($2 == 1)); then
 			_fcvm_vms
 		fi
@@ -57,7 +96,7 @@ _fcvm_operand() {
 
 _fcvm() {
 	local program=${COMP_WORDS[0]} cur=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]} first=2
-	local i word options operands=0 previous=
+	local i word options operands=0 previous='' valued=''
 
 	COMPREPLY=()
 	if ((COMP_CWORD == 1)); then
@@ -78,18 +117,27 @@ _fcvm() {
 	options=$("$program" --complete $verb 2>/dev/null)
 	for ((i = first; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
+		if [[ $word == [:=] ]]; then
+			previous=${previous:-$valued} # a value that bash has split
+			continue
+		fi
+		valued=$previous
 		if [[ -n $previous ]]; then
 			previous=
 		elif [[ $word == -- ]]; then
 			return # a program of the guest follows
 		elif [[ $word == --* ]] && grep -qxF -e "$word=" <<<"$options"; then
 			previous=$word
-		elif [[ $word == -[mcineuw] ]]; then
+		elif [[ $word == -[mcineuwv] ]]; then
 			previous=$word
 		elif [[ $word != -* ]]; then
 			((operands++))
 		fi
 	done
+	if [[ $cur == [:=] ]]; then
+		previous=${previous:-$valued}
+		cur=
+	fi
 	if [[ -n $previous ]]; then
 		_fcvm_value "$previous"
 	elif [[ $cur == -* ]]; then

@@ -14,6 +14,7 @@ static int run(const struct args *args)
 		{"ACCEL", "accel", COLUMN_TEXT},
 		{"MEMORY", "memory", COLUMN_BYTES},
 		{"VCPUS", "vcpus", COLUMN_COUNT},
+		{"NODE", "node", COLUMN_TEXT},
 		{"UP", "uptime", COLUMN_TIME},
 		{"PID", "pid", COLUMN_COUNT},
 		{0},

@@ -22,6 +22,8 @@ static const struct verb *const verbs[] = {
 	&verb_cp,
 	&verb_logs,
 	&verb_kill,
+	&verb_volumes,
+	&verb_trace,
 	&verb_snapshot_ls,
 	&verb_snapshot_inspect,
 	&verb_snapshot_rm,

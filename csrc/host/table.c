@@ -44,6 +44,19 @@ const char *human_time(char *buf, size_t size, int64_t s)
 	return buf;
 }
 
+const char *human_micro(char *buf, size_t size, int64_t us)
+{
+	double v = (double)us;
+
+	if (us < 1000)
+		snprintf(buf, size, "%" PRId64 " µs", us);
+	else if (us < 1000000)
+		snprintf(buf, size, "%.*f ms", us < 100000, v / 1e3);
+	else
+		snprintf(buf, size, "%.1f s", v / 1e6);
+	return buf;
+}
+
 /* What others wrote into a file must not reach the terminal as control characters. */
 static void printable(char *text)
 {
@@ -80,6 +93,8 @@ static void cell(char *buf, const struct fcvm_json *row, const struct column *c)
 		human_time(buf, CELL, n);
 	else if (c->kind == COLUMN_AGE && n >= 0)
 		human_time(buf, CELL, time(NULL) - n);
+	else if (c->kind == COLUMN_MICRO && n >= 0)
+		human_micro(buf, CELL, n);
 	else
 		cell_text(buf, row, c->key);
 }

@@ -14,6 +14,7 @@ enum column_kind {
 	COLUMN_COUNT, /* right-aligned */
 	COLUMN_TIME,  /* seconds: "5 min" */
 	COLUMN_AGE,   /* the same, since a time given in seconds since 1970 */
+	COLUMN_MICRO, /* microseconds, right-aligned: "12 µs", "3.4 ms" */
 };
 
 struct column {
@@ -25,9 +26,10 @@ struct column {
 /* Prints a JSON array of objects with a line of titles; an empty one prints `nothing`. */
 void table_print(const struct fcvm_json *rows, const struct column *columns, const char *nothing);
 
-/* "512 MiB", "1.5 GiB"; "8 s", "5 min", "3 h", "2 d". Returns buf. */
+/* "512 MiB", "1.5 GiB"; "8 s", "5 min", "3 h", "2 d"; "12 µs", "3.4 ms", "1.2 s". Returns buf. */
 const char *human_bytes(char *buf, size_t size, int64_t bytes);
 const char *human_time(char *buf, size_t size, int64_t seconds);
+const char *human_micro(char *buf, size_t size, int64_t microseconds);
 
 /* The options that every listing has, and what they do: */
 #define LISTING_OPTIONS \

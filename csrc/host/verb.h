@@ -83,6 +83,6 @@ int failed(const struct fcvm_err *err);
 
 extern const struct verb verb_script, verb_repl, verb_run, verb_exec, verb_ls, verb_cp, verb_logs,
 	verb_kill, verb_snapshot_ls, verb_snapshot_rm, verb_snapshot_inspect, verb_image_build,
-	verb_image_ls, verb_image_rm, verb_gc, verb_doctor;
+	verb_image_ls, verb_image_rm, verb_gc, verb_doctor, verb_volumes, verb_trace;
 
 #endif

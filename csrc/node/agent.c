@@ -314,6 +314,56 @@ int fcvm_node_thaw(struct fcvm_node *n, const struct fcvm_until *until, struct f
 	return k < 0 ? k : fcvm_link_thaw(agent_link(n), until, err);
 }
 
+int fcvm_node_mount(struct fcvm_node *n, const struct fcvm_mount *m, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_wire_mount head = {.number = m->number,
+		.flags = m->readonly,
+		.readers = m->readers,
+		.trace_rate = m->trace_rate};
+	int k = need_agent(n, "mount a volume", err);
+	struct request q;
+
+	if (k < 0)
+		return k;
+	begin(&q);
+	fcvm_wire_put_bytes(&q.w, &head, sizeof head);
+	fcvm_wire_put_string(&q.w, m->source);
+	fcvm_wire_put_string(&q.w, m->target);
+	return call(n, FCVM_WIRE_MOUNT, &q, until, "mount", m->target, NULL, 0, err);
+}
+
+int fcvm_node_unmount(struct fcvm_node *n, const char *target, bool now, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	int k = need_agent(n, "unmount a volume", err);
+	struct request q;
+
+	if (k < 0)
+		return k;
+	begin(&q);
+	fcvm_wire_put_u32(&q.w, now);
+	fcvm_wire_put_string(&q.w, target);
+	return call(n, FCVM_WIRE_UNMOUNT, &q, until, "unmount", target, NULL, 0, err);
+}
+
+int fcvm_node_switch_root(struct fcvm_node *n, const char *path, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int k = need_agent(n, "switch its root", err);
+	struct request q;
+
+	if (k < 0)
+		return k;
+	begin(&q);
+	fcvm_wire_put_string(&q.w, path);
+	return call(n, FCVM_WIRE_ROOT, &q, until, "switch the root to", path, NULL, 0, err);
+}
+
+void fcvm_node_hang_up(struct fcvm_node *n, const char *why)
+{
+	if (need_agent(n, "hang up", NULL) == 0)
+		fcvm_link_end(agent_link(n), why);
+}
+
 int fcvm_node_serve(struct fcvm_node *n, int listen_fd, struct fcvm_err *err)
 {
 	int k = need_agent(n, "serve", err);

@@ -5,14 +5,16 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/buf.h"
 #include "base/fail.h"
 #include "base/fd.h"
 #include "node/node_private.h"
 
-enum { TAIL = 4096, CHUNK = 16 * 1024 };
+enum { TAIL = 4096, CHUNK = 16 * 1024, ASIDE_MAX = 64 * 1024 };
 
 struct fcvm_drain {
 	_Atomic unsigned refs;  /* the handle's and the source's */
@@ -27,6 +29,12 @@ struct fcvm_drain {
 	size_t limit, written; /* of the current file */
 	char tail[TAIL];       /* a ring */
 	size_t total;          /* bytes that ever went into it */
+	int bell;              /* an eventfd that is rung when something has come; -1: nobody waits */
+	char *prefix;          /* of the lines that are kept aside; NULL: all go into the log */
+	struct fcvm_buf line;  /* one that begins like those, as far as it is there */
+	bool in_log;           /* the line's beginning is in the log already */
+	char *aside;           /* the last such line */
+	unsigned asides;       /* how many there were */
 };
 
 static void ref_drain(void *data)
@@ -43,7 +51,11 @@ static void unref_drain(void *data)
 	fcvm_close(d->fd);
 	fcvm_close(d->dirfd);
 	fcvm_close(d->log);
+	fcvm_close(d->bell);
 	pthread_mutex_destroy(&d->lock);
+	fcvm_buf_done(&d->line);
+	free(d->prefix);
+	free(d->aside);
 	free(d->name);
 	free(d->old_name);
 	free(d);
@@ -100,6 +112,75 @@ static void keep_tail(struct fcvm_drain *d, const char *data, size_t size)
 		d->tail[d->total++ % TAIL] = data[i];
 }
 
+static void put(struct fcvm_drain *d, const char *data, size_t size)
+{
+	keep_tail(d, data, size);
+	write_log(d, data, size);
+}
+
+/* ---- lines that are kept aside ---- */
+
+/* Of the line that has been read so far: it may be one. */
+static bool begins_aside(struct fcvm_drain *d)
+{
+	size_t n = strlen(d->prefix);
+
+	return d->line.size <= ASIDE_MAX &&
+		memcmp(fcvm_buf_head(&d->line), d->prefix, n < d->line.size ? n : d->line.size) == 0;
+}
+
+static void put_line(struct fcvm_drain *d)
+{
+	if (d->line.size > 0)
+		put(d, fcvm_buf_head(&d->line), d->line.size);
+	fcvm_buf_consume(&d->line, d->line.size);
+}
+
+static void keep_aside(struct fcvm_drain *d)
+{
+	char *line = strndup(fcvm_buf_head(&d->line), d->line.size - 1);
+
+	fcvm_buf_consume(&d->line, d->line.size);
+	if (!line)
+		return;
+	free(d->aside);
+	d->aside = line;
+	d->asides++;
+}
+
+/* A piece of one line, with its end or without. */
+static void take_piece(struct fcvm_drain *d, const char *data, size_t size)
+{
+	bool ends = data[size - 1] == '\n';
+
+	if (d->in_log) {
+		put(d, data, size);
+	} else if (fcvm_buf_append(&d->line, data, size) < 0 || !begins_aside(d)) {
+		put_line(d);
+	} else {
+		if (ends)
+			keep_aside(d);
+		return;
+	}
+	d->in_log = !ends;
+}
+
+static void take(struct fcvm_drain *d, const char *data, size_t size)
+{
+	while (d->prefix && size > 0) {
+		const char *end = memchr(data, '\n', size);
+		size_t n = end ? (size_t)(end - data) + 1 : size;
+
+		take_piece(d, data, n);
+		data += n;
+		size -= n;
+	}
+	if (size > 0)
+		put(d, data, size);
+	if (d->bell >= 0)
+		eventfd_write(d->bell, 1);
+}
+
 /* One read. False: nothing is there now, or it has ended. */
 static bool drink(struct fcvm_drain *d)
 {
@@ -116,10 +197,11 @@ static bool drink(struct fcvm_drain *d)
 	if (n <= 0) { /* also EIO, as a terminal hangs up */
 		fcvm_source_remove(fcvm_steal_ptr(d->source));
 		d->fd = fcvm_close(d->fd);
+		put_line(d);
+		take(d, NULL, 0);
 		return false;
 	}
-	keep_tail(d, chunk, n);
-	write_log(d, chunk, n);
+	take(d, chunk, n);
 	return true;
 }
 
@@ -151,7 +233,7 @@ int fcvm_node_drain(struct fcvm_node *local, int fd, int dirfd, const char *name
 	atomic_init(&d->refs, 1);
 	pthread_mutex_init(&d->lock, NULL);
 	d->fd = fd;
-	d->log = -1;
+	d->log = d->bell = -1;
 	d->limit = limit < 2 ? 2 : limit;
 	d->name = strdup(name);
 	d->old_name = fcvm_asprintf("%s.1", name);
@@ -187,6 +269,9 @@ size_t fcvm_drain_tail(struct fcvm_drain *d, char *to, size_t size)
 	if (size == 0)
 		return 0;
 	pthread_mutex_lock(&d->lock);
+	/* Who asks because a program has ended is not to miss what it said last. */
+	for (int i = 0; i < 64 && drink(d); i++)
+		;
 	have = d->total < TAIL ? d->total : TAIL;
 	n = have < size - 1 ? have : size - 1;
 	for (size_t i = 0; i < n; i++)
@@ -194,6 +279,111 @@ size_t fcvm_drain_tail(struct fcvm_drain *d, char *to, size_t size)
 	pthread_mutex_unlock(&d->lock);
 	to[n] = 0;
 	return n;
+}
+
+int fcvm_drain_set_aside(struct fcvm_drain *d, const char *prefix)
+{
+	char *copy = strdup(prefix);
+
+	if (!copy)
+		return -ENOMEM;
+	pthread_mutex_lock(&d->lock);
+	free(d->prefix);
+	d->prefix = copy;
+	pthread_mutex_unlock(&d->lock);
+	return 0;
+}
+
+unsigned fcvm_drain_asides(struct fcvm_drain *d)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&d->lock);
+	n = d->asides;
+	pthread_mutex_unlock(&d->lock);
+	return n;
+}
+
+/* ---- waiting ---- */
+
+/* What is waited for: text in the tail, or (NULL) more lines kept aside than `seen`. */
+struct awaited {
+	const char *text;
+	unsigned seen;
+};
+
+static bool is_there(struct fcvm_drain *d, const struct awaited *a)
+{
+	char tail[TAIL];
+	size_t n = d->total < TAIL ? d->total : TAIL;
+
+	if (!a->text)
+		return d->asides != a->seen;
+	for (size_t i = 0; i < n; i++)
+		tail[i] = d->tail[(d->total - n + i) % TAIL];
+	return memmem(tail, n, a->text, strlen(a->text)) != NULL;
+}
+
+/* With the lock; it is let go meanwhile. */
+static int await_bell(struct fcvm_drain *d, int also, const struct fcvm_until *until)
+{
+	struct pollfd fds[2] = {{.fd = d->bell, .events = POLLIN}, {.fd = also, .events = POLLIN}};
+	eventfd_t count;
+	int k;
+
+	pthread_mutex_unlock(&d->lock);
+	k = fcvm_until_poll(until, fds, 2);
+	pthread_mutex_lock(&d->lock);
+	if (k < 0)
+		return k;
+	eventfd_read(d->bell, &count);
+	/* What was said last is in the pipe at the latest when `also` tells of the end. */
+	for (int i = 0; i < 64 && fds[1].revents && drink(d); i++)
+		;
+	return fds[1].revents ? -ECONNRESET : 0;
+}
+
+static int await(struct fcvm_drain *d, const struct awaited *a, int also, const struct fcvm_until *until)
+{
+	int k = 0;
+
+	if (d->bell < 0)
+		d->bell = fcvm_fd_event();
+	if (d->bell < 0)
+		return d->bell;
+	while (!is_there(d, a)) {
+		if (k < 0 || d->fd < 0)
+			return k < 0 ? k : -ECONNRESET;
+		k = await_bell(d, also, until);
+	}
+	return 0;
+}
+
+int fcvm_drain_await(struct fcvm_drain *d, const char *text, int also, const struct fcvm_until *until)
+{
+	int k;
+
+	pthread_mutex_lock(&d->lock);
+	k = await(d, &(struct awaited){.text = text}, also, until);
+	pthread_mutex_unlock(&d->lock);
+	return k;
+}
+
+int fcvm_drain_await_aside(struct fcvm_drain *d, unsigned seen, int also, const struct fcvm_until *until, char **ret)
+{
+	char *line = NULL;
+	int k;
+
+	pthread_mutex_lock(&d->lock);
+	k = await(d, &(struct awaited){.seen = seen}, also, until);
+	if (k == 0)
+		line = strdup(d->aside);
+	pthread_mutex_unlock(&d->lock);
+	if (k == 0 && !line)
+		return -ENOMEM;
+	if (k == 0)
+		*ret = line;
+	return k;
 }
 
 void fcvm_drain_free(struct fcvm_drain *d)
@@ -206,6 +396,7 @@ void fcvm_drain_free(struct fcvm_drain *d)
 	/* What a pipe can hold is little; who goes on writing is not waited for. */
 	for (int i = 0; i < 64 && drink(d); i++)
 		;
+	put_line(d);
 	fcvm_source_remove(fcvm_steal_ptr(d->source));
 	pthread_mutex_unlock(&d->lock);
 	node = d->node;

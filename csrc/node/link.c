@@ -89,13 +89,18 @@ void fcvm_link_unlock(struct fcvm_link *l)
 	pthread_mutex_unlock(&l->lock);
 }
 
+void fcvm_link_end(struct fcvm_link *l, const char *why)
+{
+	fcvm_link_lock(l);
+	fcvm_link_end_locked(l, -ECONNRESET, "%s", why);
+	fcvm_link_unlock(l);
+}
+
 void fcvm_link_free(struct fcvm_link *l)
 {
 	if (!l)
 		return;
-	fcvm_link_lock(l);
-	fcvm_link_end_locked(l, -ECONNRESET, "closed");
-	fcvm_link_unlock(l);
+	fcvm_link_end(l, "closed");
 	fcvm_link_unref(l);
 }
 

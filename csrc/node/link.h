@@ -45,6 +45,8 @@ int fcvm_link_new(struct fcvm_link **ret, struct fcvm_reactor *r, int carrier, c
 /* Ends it: everything pending fails. The memory goes when the reactor has let go of it. NULL
  * allowed. */
 void fcvm_link_free(struct fcvm_link *l);
+/* Ends it all the same, and leaves the memory to fcvm_link_free(). */
+void fcvm_link_end(struct fcvm_link *l, const char *why);
 
 /* fcvm_until_poll, which meanwhile reads the carrier if nobody else does. At most 60 entries. */
 int fcvm_link_poll(

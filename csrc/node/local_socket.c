@@ -94,7 +94,7 @@ int fcvm_local_connect(struct fcvm_node *n, const char *address, const struct fc
 struct local_listener {
 	struct fcvm_listener l;
 	int fd;
-	bool is_unix;
+	bool has_file;
 };
 
 static int local_accept(
@@ -123,7 +123,7 @@ static void local_listener_free(struct fcvm_listener *l)
 {
 	struct local_listener *ll = (struct local_listener *)l;
 
-	if (ll->is_unix)
+	if (ll->has_file)
 		unlink(l->address + strlen("unix:"));
 	fcvm_close(ll->fd);
 }
@@ -134,9 +134,9 @@ static int bind_and_listen(int fd, const struct fcvm_address *a)
 
 	/* A Unix socket's file takes its mode from the socket's own: nobody else can connect even
 	 * at first. */
-	if (a->any.sa_family == AF_UNIX)
+	if (fcvm_address_has_file(a))
 		fchmod(fd, 0600);
-	else
+	else if (a->any.sa_family != AF_UNIX)
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	return bind(fd, &a->any, a->size) < 0 || listen(fd, 128) < 0 ? -errno : 0;
 }
@@ -165,7 +165,7 @@ int fcvm_local_listen(struct fcvm_node *n, const char *address, const struct fcv
 	ll->l.free = local_listener_free;
 	ll->l.node = fcvm_node_ref(n);
 	ll->fd = fcvm_steal_fd(fd);
-	ll->is_unix = a.any.sa_family == AF_UNIX;
+	ll->has_file = fcvm_address_has_file(&a);
 	*ret = &ll->l;
 	return 0;
 }

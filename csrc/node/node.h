@@ -128,7 +128,7 @@ int fcvm_node_exec(struct fcvm_node *n, const struct fcvm_spawn *spec, const voi
 	struct fcvm_err *err);
 void fcvm_output_done(struct fcvm_output *o);
 
-/* ---- sockets: address "unix:/path" or "tcp:ADDRESS:PORT" ---- */
+/* ---- sockets: address "unix:/path", "unix:@abstract-name" or "tcp:ADDRESS:PORT" ---- */
 
 /* A connected stream socket; non-blocking; the caller's. shutdown(SHUT_WR) passes EOF on. */
 int fcvm_node_connect(struct fcvm_node *n, const char *address, const struct fcvm_until *until,
@@ -216,6 +216,26 @@ int fcvm_node_thaw(struct fcvm_node *n, const struct fcvm_until *until, struct f
 int fcvm_node_power(
 	struct fcvm_node *n, bool reboot, const struct fcvm_until *until, struct fcvm_err *err);
 
+/* A volume of the agent's machine (wire.h: MOUNT, UNMOUNT, ROOT). target: made if it is missing. What is mounted is pumped
+ * until it is unmounted or its streams end, whoever holds the link. */
+struct fcvm_mount {
+	unsigned number;
+	const char *source;
+	const char *target;
+	bool readonly;
+	unsigned readers;
+	unsigned trace_rate;
+};
+int fcvm_node_mount(struct fcvm_node *n, const struct fcvm_mount *m, const struct fcvm_until *until, struct fcvm_err *err);
+/* -EBUSY: it is in use; now: it goes all the same, for its users when they leave it. */
+int fcvm_node_unmount(struct fcvm_node *n, const char *target, bool now, const struct fcvm_until *until,
+	struct fcvm_err *err);
+int fcvm_node_switch_root(struct fcvm_node *n, const char *path, const struct fcvm_until *until, struct fcvm_err *err);
+
+/* Ends the link though others still refer to the node: what they wait for fails with -ECONNRESET and this reason. For a
+ * carrier that is known to be dead and does not tell. */
+void fcvm_node_hang_up(struct fcvm_node *n, const char *why);
+
 /*
  * Lets other processes use this agent: accepts on listen_fd (a listening Unix socket; taken over)
  * until the node goes, and relays their streams as links of their own (WELCOME is answered here,
@@ -232,8 +252,18 @@ int fcvm_node_serve(struct fcvm_node *n, int listen_fd, struct fcvm_err *err);
 struct fcvm_drain;
 int fcvm_node_drain(struct fcvm_node *local, int fd, int dirfd, const char *name, size_t limit,
 	struct fcvm_drain **ret, struct fcvm_err *err);
-size_t fcvm_drain_tail(
-	struct fcvm_drain *d, char *to, size_t size); /* NUL-terminated; bytes written */
+/* With all that was written until now. NUL-terminated; bytes written. */
+size_t fcvm_drain_tail(struct fcvm_drain *d, char *to, size_t size);
+/* Waits until text is among the last 4 KiB. -ECONNRESET: its end came first, or `also` (-1: none) became readable. One
+ * thread at a time, as for await_aside. No error message: the caller knows what was being waited for. */
+int fcvm_drain_await(struct fcvm_drain *d, const char *text, int also, const struct fcvm_until *until);
+/* From the next line on: those that begin with prefix do not go into the log; the last one is kept, if it has no more
+ * than 64 KiB. -ENOMEM. */
+int fcvm_drain_set_aside(struct fcvm_drain *d, const char *prefix);
+unsigned fcvm_drain_asides(struct fcvm_drain *d); /* how many such lines there were */
+/* Waits for more such lines than `seen`: ret is the last one, malloc'ed, without its newline. */
+int fcvm_drain_await_aside(
+	struct fcvm_drain *d, unsigned seen, int also, const struct fcvm_until *until, char **ret);
 void fcvm_drain_free(struct fcvm_drain *d);           /* reads what is still there first */
 
 FCVM_CLEANUP(struct fcvm_node, fcvm_node_unref)

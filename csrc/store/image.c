@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Images: images/NAME/KEY/{kernel, initrd, image.json}, and images/NAME/current, a symbolic link to a KEY.
+ * Images: images/NAME/KEY/{kernel, initrd, initrd-nested, image.json}, and images/NAME/current, a symbolic
+ * link to a KEY; beside the kernel there may be vmlinux, the ELF file in it (image_elf.c).
  *
  * image.json says which files the image was made of (path, size, mtime, inode), so that it takes a few stat(2) to
  * see that nothing has changed. If something has, it is made anew; the key is a hash over what came out, and if that
@@ -21,7 +22,8 @@
 
 static const char *const known[] = {"mini"};
 #define KNOWN  "mini"
-#define FORMAT "mini 2" /* grows with each change of image_initrd.c: what is there is built anew then */
+/* Grows with each change of image_initrd.c and of what image_modules.c chooses: what is there is built anew then. */
+#define FORMAT "mini 4"
 
 /* What a kernel under a VMM wants is the driver's to say; this one needs nothing else. */
 static const char cmdline[] = "";
@@ -82,6 +84,7 @@ void fcvm_image_done(struct fcvm_image *i)
 	free(i->dir);
 	free(i->kernel);
 	free(i->initrd);
+	free(i->initrd_nested);
 	free(i->cmdline);
 	*i = (struct fcvm_image){.hold = -1};
 }
@@ -143,15 +146,21 @@ static bool is_fresh(const struct fcvm_json *j, const char *agent)
 	return true;
 }
 
-/* kernel and initrd are there, in the size that image.json has. */
+static const struct {
+	const char *name, *bytes; /* the member of image.json that has its size */
+} parts[] = {{"kernel", "kernel_bytes"}, {"initrd", "initrd_bytes"}, {"initrd-nested", "initrd_nested_bytes"}};
+enum { PARTS = sizeof parts / sizeof *parts };
+
+/* All parts are there, in the size that image.json has. */
 static bool is_whole(int fd, const struct fcvm_json *j)
 {
-	struct stat kernel, initrd;
+	struct stat st;
 
-	return fstatat(fd, "kernel", &kernel, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(kernel.st_mode) &&
-	       fstatat(fd, "initrd", &initrd, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(initrd.st_mode) &&
-	       kernel.st_size == fcvm_json_int(j, "kernel_bytes", -1) &&
-	       initrd.st_size == fcvm_json_int(j, "initrd_bytes", -1);
+	for (unsigned i = 0; i < PARTS; i++)
+		if (fstatat(fd, parts[i].name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode) ||
+			st.st_size != fcvm_json_int(j, parts[i].bytes, -1))
+			return false;
+	return true;
 }
 
 /* ---- the current one ---- */
@@ -167,8 +176,9 @@ static int fill(struct fcvm_store *s, const char *name, const char *key, const s
 	i.dir = fcvm_asprintf("%s/images/%s/%s", s->data, name, key);
 	i.kernel = fcvm_asprintf("%s/images/%s/%s/kernel", s->data, name, key);
 	i.initrd = fcvm_asprintf("%s/images/%s/%s/initrd", s->data, name, key);
+	i.initrd_nested = fcvm_asprintf("%s/images/%s/%s/initrd-nested", s->data, name, key);
 	i.cmdline = strdup(cmdline);
-	if (!i.name || !i.key || !i.release || !i.dir || !i.kernel || !i.initrd || !i.cmdline) {
+	if (!i.name || !i.key || !i.release || !i.dir || !i.kernel || !i.initrd || !i.initrd_nested || !i.cmdline) {
 		fcvm_image_done(&i);
 		return fcvm_fail_errno(err, -ENOMEM, "image %s", name);
 	}
@@ -256,7 +266,7 @@ static int put_kernel(struct build *b, char hash[static STORE_HASH])
 	return r == 0 && to >= 0 && fsync(to) < 0 ? -errno : r;
 }
 
-static int put_initrd(struct build *b, char hash[static STORE_HASH], struct fcvm_err *err)
+static int put_initrd(struct build *b, bool nested, char hash[static STORE_HASH], struct fcvm_err *err)
 {
 	const struct store_initrd in = {
 		.release = b->kernel.release,
@@ -264,19 +274,21 @@ static int put_initrd(struct build *b, char hash[static STORE_HASH], struct fcvm
 		.busybox = b->busybox,
 		.applets = b->applets,
 		.modules = &b->modules,
+		.nested = nested,
 	};
-	_cleanup_close_ int fd = openat(b->fd, "initrd", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	const char *name = nested ? "initrd-nested" : "initrd";
+	_cleanup_close_ int fd = openat(b->fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int r;
 
 	if (fd < 0)
-		return fcvm_fail_errno(err, -errno, "make initrd in %s", b->work.path);
+		return fcvm_fail_errno(err, -errno, "make %s in %s", name, b->work.path);
 	r = store_initrd_write(fd, &in, err);
 	if (r < 0)
 		return r;
 	r = store_hash_file(fd, -1, hash);
 	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
-	return r < 0 ? fcvm_fail_errno(err, r, "write initrd in %s", b->work.path) : 0;
+	return r < 0 ? fcvm_fail_errno(err, r, "write %s in %s", name, b->work.path) : 0;
 }
 
 static struct fcvm_json *list_inputs(const struct build *b)
@@ -301,30 +313,26 @@ static int put_json(const struct build *b, int fd, struct fcvm_json *inputs)
 {
 	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *j = fcvm_json_object();
 	_cleanup_free_ char *text = NULL;
-	struct stat kernel, initrd;
+	struct stat st;
 	int r = j ? fcvm_json_set(j, "inputs", inputs) : -ENOMEM;
 
-	if (r == 0 && (fstatat(b->fd, "kernel", &kernel, 0) < 0 || fstatat(b->fd, "initrd", &initrd, 0) < 0))
-		r = -errno;
-	if (r < 0)
-		return r;
+	for (unsigned i = 0; r == 0 && i < PARTS; i++)
+		r = fstatat(b->fd, parts[i].name, &st, 0) < 0 ? -errno : fcvm_json_set_int(j, parts[i].bytes, st.st_size);
 	for (unsigned i = 0; r == 0 && i < VARIABLES; i++)
 		r = fcvm_json_set_string(j, variables[i], env(variables[i]));
 	if (r < 0 || fcvm_json_set_string(j, "format", FORMAT) < 0 ||
 		fcvm_json_set_string(j, "release", b->kernel.release) < 0 ||
 		fcvm_json_set_string(j, "agent", b->agent) < 0 ||
 		fcvm_json_set_string(j, "busybox", b->busybox) < 0 ||
-		fcvm_json_set_int(j, "kernel_bytes", kernel.st_size) < 0 ||
-		fcvm_json_set_int(j, "initrd_bytes", initrd.st_size) < 0 ||
 		fcvm_json_set_int(j, "created", time(NULL)) < 0 || !(text = fcvm_json_print(j, 2)))
 		return r < 0 ? r : -ENOMEM;
 	return fcvm_file_replace(fd, "image.json", text, strlen(text), 0600, true);
 }
 
-/* Gathers the inputs and writes kernel and initrd; the key is known then. */
+/* Gathers the inputs and writes all parts; the key is known then. */
 static int make(struct build *b, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	char kernel[STORE_HASH], initrd[STORE_HASH];
+	char kernel[STORE_HASH], initrd[STORE_HASH], nested[STORE_HASH];
 	int r = store_kernel_get(b->s, until, &b->kernel, err);
 
 	if (r == 0 && b->kernel.modules)
@@ -341,9 +349,11 @@ static int make(struct build *b, const struct fcvm_until *until, struct fcvm_err
 	r = b->fd < 0 ? b->fd : put_kernel(b, kernel);
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "copy %s to %s", b->kernel.vmlinuz, b->work.path);
-	r = put_initrd(b, initrd, err);
+	r = put_initrd(b, false, initrd, err);
 	if (r == 0)
-		fcvm_hash_strings(b->key, FORMAT, cmdline, b->kernel.release, kernel, initrd, NULL);
+		r = put_initrd(b, true, nested, err);
+	if (r == 0)
+		fcvm_hash_strings(b->key, FORMAT, cmdline, b->kernel.release, kernel, initrd, nested, NULL);
 	return r;
 }
 

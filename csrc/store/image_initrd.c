@@ -5,7 +5,7 @@
  *
  *   /init                       the agent
  *   /bin/busybox, and symbolic links to it for its applets
- *   /etc/modules-load           paths, one a line, of what the agent loads before it answers
+ *   /etc/modules-load           what the agent loads before it answers (guest/modules.c)
  *   /lib/modules/RELEASE/       all modules, with modules.dep and modules.alias for modprobe
  *   /etc, /dev/console, ...     what programs expect
  *
@@ -147,32 +147,62 @@ static int add_text(struct fcvm_buf *b, const char *first, const char *second, c
 	return r == 0 ? fcvm_buf_append(b, third, strlen(third)) : r;
 }
 
-/* modules.dep(5): "NAME.ko: all that it needs, the last to be loaded first". */
-static int add_dependencies(struct fcvm_buf *b, const struct store_modules *all, const struct store_module *m)
+/* Of all[0 .. self], those that all[self] needs, itself among them. malloc'ed; NULL: out of memory. */
+static bool *find_needed(const struct store_module *all, unsigned self)
 {
-	_cleanup_free_ bool *needed = calloc(all->n, sizeof *needed);
-	unsigned self = m - all->list;
-	int r = needed ? add_text(b, m->name, ".ko:", "") : -ENOMEM;
+	bool *needed = calloc(self + 1, sizeof *needed);
 
-	if (r < 0)
-		return r;
+	if (!needed)
+		return NULL;
 	needed[self] = true;
 	/* Whatever is needed stands before who needs it. */
-	for (unsigned i = self + 1; r == 0 && i-- > 0;) {
+	for (unsigned i = self + 1; i-- > 0;) {
 		size_t at = 0;
-		const char *depends = needed[i] ? store_modinfo_next(&all->list[i], "depends", &at) : NULL;
+		const char *depends = needed[i] ? store_modinfo_next(&all[i], "depends", &at) : NULL;
 
 		for (unsigned j = 0; depends && j < i; j++) {
-			size_t size = strlen(all->list[j].name);
+			size_t size = strlen(all[j].name);
 
 			for (const char *one = depends; *one; one += strcspn(one, ","), one += *one == ',')
-				if (strcspn(one, ",") == size && strncmp(one, all->list[j].name, size) == 0)
+				if (strcspn(one, ",") == size && strncmp(one, all[j].name, size) == 0)
 					needed[j] = true;
 		}
-		if (needed[i] && i != self)
-			r = add_text(b, " ", all->list[i].name, ".ko");
 	}
+	return needed;
+}
+
+/* modules.dep(5): "NAME.ko: all that it needs, the last to be loaded first". */
+static int add_dependencies(struct fcvm_buf *b, const struct store_module *all, unsigned self)
+{
+	_cleanup_free_ bool *needed = find_needed(all, self);
+	int r = needed ? add_text(b, all[self].name, ".ko:", "") : -ENOMEM;
+
+	for (unsigned i = self; r == 0 && i-- > 0;)
+		if (needed[i])
+			r = add_text(b, " ", all[i].name, ".ko");
 	return r == 0 ? fcvm_buf_append(b, "\n", 1) : r;
+}
+
+/* Lines of /etc/modules-load: what it needs and itself, each under its condition; but what is loaded always stands
+ * there once. What two conditions want stands there twice: the second time it is there already. */
+static int add_load(struct fcvm_buf *b, const char *folder, const struct store_module *all, unsigned self,
+	bool *always)
+{
+	_cleanup_free_ bool *needed = find_needed(all, self);
+	const char *when = all[self].when;
+	int r = needed ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; r == 0 && i <= self; i++) {
+		if (!needed[i] || always[i])
+			continue;
+		always[i] = !*when;
+		r = *when ? add_text(b, when, " ", "") : 0;
+		if (r == 0)
+			r = add_text(b, "/", folder, "/");
+		if (r == 0)
+			r = add_text(b, all[i].name, ".ko\n", "");
+	}
+	return r;
 }
 
 static int add_aliases(struct fcvm_buf *b, const struct store_module *m)
@@ -199,24 +229,41 @@ static int put_text(struct writer *w, const char *folder, const char *name, cons
 		    : fcvm_fail_errno(w->err, -ENOMEM, "write initrd");
 }
 
-static int put_modules(struct writer *w, const char *release, const struct store_modules *m)
+/* Texts that the first n modules give rise to. */
+static int describe(const char *folder, const struct store_module *all, unsigned n, struct fcvm_buf *load,
+	struct fcvm_buf *dep, struct fcvm_buf *alias)
+{
+	_cleanup_free_ bool *always = calloc(n + 1, sizeof *always);
+	int r = always ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; r == 0 && i < n; i++) {
+		if (all[i].when)
+			r = add_load(load, folder, all, i, always);
+		if (r == 0)
+			r = add_dependencies(dep, all, i);
+		if (r == 0)
+			r = add_aliases(alias, &all[i]);
+	}
+	return r;
+}
+
+static int put_modules(struct writer *w, const struct store_initrd *in)
 {
 	_cleanup_(fcvm_buf_done) struct fcvm_buf load = {.data = NULL}, dep = {.data = NULL}, alias = {.data = NULL};
-	_cleanup_free_ char *folder = fcvm_asprintf("lib/modules/%s", release);
-	int r = folder ? put(w, folder, S_IFDIR | 0755, NULL, NULL, 0)
-		       : fcvm_fail_errno(w->err, -ENOMEM, "write initrd");
+	_cleanup_free_ char *folder = fcvm_asprintf("lib/modules/%s", in->release);
+	const struct store_module *all = in->modules->list;
+	unsigned n = in->nested ? in->modules->n : in->modules->nplain;
+	int r = folder ? describe(folder, all, n, &load, &dep, &alias) : -ENOMEM;
 
-	for (unsigned i = 0; r == 0 && i < m->n; i++) {
-		_cleanup_free_ char *path = fcvm_asprintf("%s/%s.ko", folder, m->list[i].name);
+	if (r < 0)
+		return fcvm_fail_errno(w->err, r, "write initrd");
+	r = put(w, folder, S_IFDIR | 0755, NULL, NULL, 0);
+	for (unsigned i = 0; r == 0 && i < n; i++) {
+		_cleanup_free_ char *path = fcvm_asprintf("%s/%s.ko", folder, all[i].name);
 
-		r = !path ? -ENOMEM : m->list[i].boot ? add_text(&load, "/", path, "\n") : 0;
-		if (r == 0)
-			r = add_dependencies(&dep, m, &m->list[i]);
-		if (r == 0)
-			r = add_aliases(&alias, &m->list[i]);
-		if (r < 0)
-			return fcvm_fail_errno(w->err, r, "write initrd");
-		r = put(w, path, S_IFREG | 0644, NULL, m->list[i].data, m->list[i].size);
+		if (!path)
+			return fcvm_fail_errno(w->err, -ENOMEM, "write initrd");
+		r = put(w, path, S_IFREG | 0644, NULL, all[i].data, all[i].size);
 	}
 	if (r == 0)
 		r = put_text(w, folder, "modules.dep", &dep);
@@ -246,7 +293,7 @@ int store_initrd_write(int fd, const struct store_initrd *in, struct fcvm_err *e
 	if (r == 0)
 		r = put_applets(&w, in->applets);
 	if (r == 0)
-		r = put_modules(&w, in->release, in->modules);
+		r = put_modules(&w, in);
 	if (r == 0 && archive_write_close(w.a) != ARCHIVE_OK)
 		r = fcvm_fail(err, archive_errno(w.a) > 0 ? -archive_errno(w.a) : -EIO, "write initrd: %s",
 			archive_error_string(w.a));

@@ -12,12 +12,27 @@
 
 enum { MODULE_MAX = 64 * 1024 * 1024, DEPTH_MAX = 16 };
 
-/* The agent's port: a virtio console on virtio-mmio. */
-static const char *const boot_roots[] = {"virtio_mmio", "virtio_console", NULL};
-/* In the image, for modprobe and for the kernel when it is asked for a socket or file system of such a kind. */
-static const char *const demand_roots[] = {
-	"virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "vmw_vsock_virtio_transport", "fuse", NULL};
-static const char *const spare_roots[] = {"overlay", "virtiofs", "kvm_amd", "kvm_intel", NULL};
+/* What is loaded before the agent answers, in this order. Devices by their number in linux/virtio_ids.h. */
+static const struct root {
+	const char *name, *when;
+	bool must; /* what it takes to answer at all */
+} boot_roots[] = {
+	{"virtio_mmio", "", true},
+	{"virtio_console", "virtio:3", true},
+	{"vmw_vsock_virtio_transport", "virtio:19"},
+	{"virtio_blk", "virtio:2"},
+	{"virtio_net", "virtio:1"},
+	{"virtio_rng", "virtio:4"},
+	{"virtio_balloon", "virtio:5"},
+	{NULL},
+};
+/* In the image, for modprobe, for the kernel when it is asked for a file system of such a kind, and for the agent when
+ * it needs it. */
+static const struct root demand_roots[] = {
+	{"virtio_pci"}, {"fuse", "need:fuse"}, {"overlay", "need:overlay"}, {NULL}};
+/* Of initrd-nested. kvm_amd has nested=1 by default, kvm_intel as well. */
+static const struct root nested_roots[] = {{"kvm_amd", "cpu:svm"}, {"kvm_intel", "cpu:vmx"}, {NULL}};
+static const struct root spare_roots[] = {{"virtiofs"}, {NULL}};
 
 /* ---- .modinfo ---- */
 
@@ -174,12 +189,12 @@ static bool is_builtin(const struct index *x, const char *name)
 
 /* ---- reading them ---- */
 
-static bool is_read(const struct store_modules *m, const char *name)
+static struct store_module *find_read(const struct store_modules *m, const char *name)
 {
 	for (unsigned i = 0; i < m->n; i++)
 		if (strcmp(m->list[i].name, name) == 0)
-			return true;
-	return false;
+			return &m->list[i];
+	return NULL;
 }
 
 static void module_done(struct store_module *m)
@@ -209,11 +224,10 @@ static int append(struct store_modules *m, struct store_module *one)
 	return 0;
 }
 
-static int read_module(const char *name, const char *path, bool boot, struct store_module *ret, struct fcvm_err *err)
+static int read_module(const char *name, const char *path, struct store_module *ret, struct fcvm_err *err)
 {
 	int r;
 
-	ret->boot = boot;
 	ret->name = strdup(name);
 	ret->path = strdup(path);
 	if (!ret->name || !ret->path)
@@ -226,7 +240,7 @@ static int read_module(const char *name, const char *path, bool boot, struct sto
 }
 
 /* Depth first: what it depends on comes before it. */
-static int visit(const struct index *x, const char *name, bool boot, unsigned depth, struct store_modules *to,
+static int visit(const struct index *x, const char *name, unsigned depth, struct store_modules *to,
 	struct fcvm_err *err)
 {
 	_cleanup_(module_done) struct store_module m = {.name = NULL};
@@ -236,12 +250,12 @@ static int visit(const struct index *x, const char *name, bool boot, unsigned de
 	size_t at = 0;
 	int r;
 
-	if (!path || is_read(to, name))
+	if (!path || find_read(to, name))
 		return 0;
 	if (depth == DEPTH_MAX)
 		return fcvm_fail(err, -ELOOP, "kernel module %s: dependencies nested more than %d deep", path,
 			(int)DEPTH_MAX);
-	r = read_module(name, path, boot, &m, err);
+	r = read_module(name, path, &m, err);
 	if (r < 0)
 		return r;
 	text = store_modinfo_next(&m, "depends", &at);
@@ -252,7 +266,7 @@ static int visit(const struct index *x, const char *name, bool boot, unsigned de
 		for (char *c = one; *c; c++)
 			if (*c == '-')
 				*c = '_';
-		r = *one ? visit(x, one, boot, depth + 1, to, err) : 0;
+		r = *one ? visit(x, one, depth + 1, to, err) : 0;
 		if (r < 0)
 			return r;
 	}
@@ -260,28 +274,46 @@ static int visit(const struct index *x, const char *name, bool boot, unsigned de
 	return r < 0 ? fcvm_fail_errno(err, r, "kernel module %s", path) : 0;
 }
 
+static int read_roots(const struct index *x, const char *folder, const struct root *roots, struct store_modules *to,
+	struct fcvm_err *err)
+{
+	for (const struct root *one = roots; one->name; one++) {
+		struct store_module *m;
+		int r;
+
+		if (one->must && !index_find(x, one->name) && !is_builtin(x, one->name))
+			return fcvm_fail(err, -ENOENT,
+				"%s has no kernel module %s; set FCVM_KERNEL and FCVM_MODULES to a kernel that does",
+				folder, one->name);
+		r = visit(x, one->name, 0, to, err);
+		if (r < 0)
+			return r;
+		m = find_read(to, one->name);
+		if (m)
+			m->when = one->when;
+	}
+	return 0;
+}
+
 int store_modules_read(const char *folder, bool spare, struct store_modules *ret, struct fcvm_err *err)
 {
-	const char *const *const groups[] = {boot_roots, demand_roots, spare ? spare_roots : NULL};
 	_cleanup_(index_done) struct index x = {.n = 0};
-	struct store_modules m = {.n = 0};
+	_cleanup_(store_modules_done) struct store_modules m = {.n = 0};
 	int r = index_build(folder, &x);
 
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "look for kernel modules in %s", folder);
-	for (unsigned g = 0; g < 3 && groups[g]; g++)
-		for (const char *const *name = groups[g]; r == 0 && *name; name++) {
-			if (g == 0 && !index_find(&x, *name) && !is_builtin(&x, *name))
-				r = fcvm_fail(err, -ENOENT,
-					"%s has no kernel module %s; set FCVM_KERNEL and FCVM_MODULES to a kernel that does",
-					folder, *name);
-			else
-				r = visit(&x, *name, g == 0, 0, &m, err);
-		}
-	if (r < 0) {
-		store_modules_done(&m);
+	r = read_roots(&x, folder, boot_roots, &m, err);
+	if (r == 0)
+		r = read_roots(&x, folder, demand_roots, &m, err);
+	m.nplain = m.n;
+	if (r == 0)
+		r = read_roots(&x, folder, nested_roots, &m, err);
+	if (r == 0 && spare)
+		r = read_roots(&x, folder, spare_roots, &m, err);
+	if (r < 0)
 		return r;
-	}
 	*ret = m;
+	m = (struct store_modules){.n = 0};
 	return 0;
 }

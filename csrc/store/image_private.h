@@ -3,6 +3,8 @@
 #ifndef FCVM_STORE_IMAGE_PRIVATE_H
 #define FCVM_STORE_IMAGE_PRIVATE_H
 
+#include <elf.h>
+
 #include "store/store_private.h"
 
 /* ---- modules (image_modules.c) ---- */
@@ -14,17 +16,18 @@ struct store_module {
 	size_t size;
 	const char *info; /* its .modinfo: NUL-separated "key=value", in data */
 	size_t info_size;
-	bool boot; /* loaded before the agent answers; the others on demand */
+	const char *when; /* it is loaded before the agent answers (image_initrd.c): "": always; NULL: on demand */
 };
 
 struct store_modules {
 	struct store_module *list; /* each behind all that it depends on, those for the boot first */
 	unsigned n;
+	unsigned nplain; /* of them, from the first on: what an initrd without KVM has */
 };
 
 /*
  * Reads the modules that images are made of, and what they depend on, from a folder (searched deeply; *.ko, also
- * compressed). spare: those too that are only kept in the cache. What is not there is taken for built into the
+ * compressed). spare: those too that are kept in the cache only. What is not there is taken for built into the
  * kernel, unless the folder has a modules.builtin that says otherwise and the boot needs it (-ENOENT).
  */
 int store_modules_read(const char *folder, bool spare, struct store_modules *ret, struct fcvm_err *err);
@@ -52,6 +55,14 @@ int store_decompress(const char *path, size_t max, char **ret, size_t *ret_size,
 
 /* ---- kernels (image_kernel.c) ---- */
 
+#if defined(__x86_64__)
+enum { STORE_MACHINE = EM_X86_64 };
+#elif defined(__aarch64__)
+enum { STORE_MACHINE = EM_AARCH64 };
+#else
+#error "fcvm knows x86-64 and arm64"
+#endif
+
 struct store_kernel {
 	char *release; /* "6.1.0-56-cloud-amd64" */
 	char *vmlinuz;
@@ -68,6 +79,15 @@ char *store_kernel_release(const char *data, size_t size);
 /* The static busybox of $FCVM_BUSYBOX, of this machine, of the data folder, or fetched into that. */
 int store_busybox_get(struct fcvm_store *s, const struct fcvm_until *until, char **ret, struct fcvm_err *err);
 
+/* The ELF file in a bzImage (image_elf.c). */
+struct store_payload {
+	const void *data; /* compressed, in the bzImage */
+	size_t size;
+	uint32_t unpacked; /* bytes, as the bzImage says */
+};
+/* Pure. -EINVAL if it is no bzImage, or not all of it. */
+int store_bzimage_find(const void *data, size_t size, struct store_payload *ret);
+
 /* ---- initrd (image_initrd.c) ---- */
 
 struct store_initrd {
@@ -75,6 +95,7 @@ struct store_initrd {
 	const char *agent, *busybox; /* paths */
 	const char *applets;         /* lines of `busybox --list-full` */
 	const struct store_modules *modules;
+	bool nested; /* with those of KVM */
 };
 /* Same input, same bytes. */
 int store_initrd_write(int fd, const struct store_initrd *in, struct fcvm_err *err);

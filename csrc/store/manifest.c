@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * manifest.json, format 1: an object of the members of struct fcvm_manifest, `format`, and
+ * manifest.json, format 3: an object of the members of struct fcvm_manifest, `format`, and
  *
- *   "files": {"memory": {"size": N, "hash": "32 hexadecimal digits"}, "state": {...}}   hash "": not taken
+ *   "volumes": [what fcvm_manifest_volume_json() says of each]
+ *   "files": {"memory": {"size": N, "hash": "32 hexadecimal digits"}, "state": {...}, "volume-0.state": {...}}
+ *                            hash "": not taken
  *   "hash": "32 hexadecimal digits"   the last member, on a line of its own: XXH3-128 of all the bytes before it
  *
  * The hashes find damage (a full disk, a torn copy), not malice.
@@ -18,12 +20,23 @@
 #include "base/fd.h"
 #include "store/store_private.h"
 
-enum { FORMAT = 1, TEXT_MAX = 4096, INDENT = 2 };
+enum { FORMAT = 3, TEXT_MAX = 4096, INDENT = 2 };
 
 static const char hash_before[] = "  \"hash\": \"", hash_after[] = "\"\n}\n";
 enum { HASH_LINE = sizeof hash_before - 1 + STORE_HASH - 1 + sizeof hash_after - 1 };
 
-const char *const store_file_names[STORE_FILES] = {"memory", "state"};
+unsigned store_files(const struct fcvm_manifest *m)
+{
+	return STORE_FILE_VOLUMES + (unsigned)m->nvolumes;
+}
+
+void store_file_name(const struct fcvm_manifest *m, unsigned i, char to[static STORE_FILE_NAME])
+{
+	if (i < STORE_FILE_VOLUMES)
+		snprintf(to, STORE_FILE_NAME, "%s", i == STORE_FILE_MEMORY ? "memory" : "state");
+	else
+		snprintf(to, STORE_FILE_NAME, "volume-%u.state", m->volumes[i - STORE_FILE_VOLUMES].number);
+}
 
 static const struct {
 	const char *name;
@@ -51,8 +64,11 @@ static const struct {
 	{"generation", 0, INT64_MAX},
 	{"created_ns", 0, INT64_MAX},
 	{"tsc_khz", 0, 100000000},
+	{"nested", 0, 1},
+	{"balloon", 0, 1},
+	{"jail", 0, 1},
 };
-enum { MEMORY, VCPUS, GENERATION, CREATED, TSC, NUMBERS };
+enum { MEMORY, VCPUS, GENERATION, CREATED, TSC, NESTED, BALLOON, JAIL, NUMBERS };
 
 static char **string_of(struct fcvm_manifest *m, unsigned i)
 {
@@ -70,6 +86,9 @@ void fcvm_manifest_done(struct fcvm_manifest *m)
 {
 	for (unsigned i = 0; i < STRINGS; i++)
 		free(*string_of(m, i));
+	for (size_t i = 0; i < m->nvolumes; i++)
+		fcvm_manifest_volume_done(&m->volumes[i]);
+	free(m->volumes);
 	memset(m, 0, sizeof *m);
 }
 
@@ -112,6 +131,9 @@ static int parse_numbers(const struct fcvm_json *j, struct fcvm_manifest *m, str
 	m->generation = n[GENERATION];
 	m->created_ns = n[CREATED];
 	m->tsc_khz = n[TSC];
+	m->nested = n[NESTED];
+	m->balloon = n[BALLOON];
+	m->jail = n[JAIL];
 	return 0;
 }
 
@@ -120,22 +142,34 @@ static bool is_hash(const char *s, size_t size)
 	return size == STORE_HASH - 1 && strspn(s, "0123456789abcdef") >= size;
 }
 
-static int parse_files(const struct fcvm_json *j, struct store_file files[static STORE_FILES], struct fcvm_err *err)
+static int parse_volumes(const struct fcvm_json *j, struct fcvm_manifest *m, struct fcvm_err *err)
+{
+	const struct fcvm_json *list = fcvm_json_get(j, "volumes");
+	int r = list ? fcvm_manifest_volumes_parse(list, &m->volumes, &m->nvolumes, err)
+		     : fcvm_fail(err, -EINVAL, "\"volumes\" is missing");
+
+	if (r < 0)
+		fcvm_fail_prefix(err, "manifest.json");
+	return r;
+}
+
+static int parse_files(const struct fcvm_json *j, const struct fcvm_manifest *m,
+	struct store_file files[static STORE_FILES], struct fcvm_err *err)
 {
 	const struct fcvm_json *list = fcvm_json_get(j, "files");
 
-	for (unsigned i = 0; i < STORE_FILES; i++) {
-		const struct fcvm_json *file = fcvm_json_get(list, store_file_names[i]);
+	for (unsigned i = 0; i < store_files(m); i++) {
+		char name[STORE_FILE_NAME];
+		const struct fcvm_json *file = (store_file_name(m, i, name), fcvm_json_get(list, name));
 		int64_t size = fcvm_json_int(file, "size", -1);
 		const char *hash = fcvm_json_string(file, "hash", NULL);
 
 		if (size < 0)
-			return fcvm_fail(err, -EINVAL, "manifest.json: \"files\" has no size of \"%s\"",
-				store_file_names[i]);
+			return fcvm_fail(err, -EINVAL, "manifest.json: \"files\" has no size of \"%s\"", name);
 		if (!hash || (*hash && !is_hash(hash, strlen(hash))))
 			return fcvm_fail(err, -EINVAL,
 				"manifest.json: \"files\": the hash of \"%s\" is missing or no 32 hexadecimal digits",
-				store_file_names[i]);
+				name);
 		files[i].size = size;
 		snprintf(files[i].hash, STORE_HASH, "%s", hash);
 	}
@@ -170,7 +204,9 @@ int fcvm_manifest_parse(const char *text, size_t size, struct fcvm_manifest *ret
 	if (r == 0)
 		r = parse_numbers(j, &m, err);
 	if (r == 0)
-		r = parse_files(j, files, err);
+		r = parse_volumes(j, &m, err);
+	if (r == 0)
+		r = parse_files(j, &m, files, err);
 	if (r < 0) {
 		fcvm_manifest_done(&m);
 		return r;
@@ -213,11 +249,27 @@ int fcvm_manifest_fits(const struct fcvm_manifest *m, const char *snapshot, cons
 
 /* ---- writing ---- */
 
-static struct fcvm_json *build_files(const struct store_file files[static STORE_FILES])
+static struct fcvm_json *build_volumes(const struct fcvm_manifest *m)
+{
+	struct fcvm_json *list = fcvm_json_array();
+
+	for (size_t i = 0; list && i < m->nvolumes; i++) {
+		struct fcvm_json *v = fcvm_manifest_volume_json(&m->volumes[i]);
+
+		if (!v || fcvm_json_append(list, v) < 0) {
+			fcvm_json_free(list);
+			list = NULL;
+		}
+	}
+	return list;
+}
+
+static struct fcvm_json *build_files(const struct fcvm_manifest *m, const struct store_file files[static STORE_FILES])
 {
 	struct fcvm_json *list = fcvm_json_object();
+	char name[STORE_FILE_NAME];
 
-	for (unsigned i = 0; list && i < STORE_FILES; i++) {
+	for (unsigned i = 0; list && i < store_files(m); i++) {
 		struct fcvm_json *file = fcvm_json_object();
 
 		if (fcvm_json_set_int(file, "size", (int64_t)files[i].size) < 0 ||
@@ -225,7 +277,8 @@ static struct fcvm_json *build_files(const struct store_file files[static STORE_
 			fcvm_json_free(file);
 			file = NULL;
 		}
-		if (!file || fcvm_json_set(list, store_file_names[i], file) < 0) {
+		store_file_name(m, i, name);
+		if (!file || fcvm_json_set(list, name, file) < 0) {
 			fcvm_json_free(list);
 			list = NULL;
 		}
@@ -241,7 +294,7 @@ static char *build(const struct fcvm_manifest *m, const struct store_file files[
 	struct fcvm_json *list;
 	const int64_t n[NUMBERS] = {
 		(int64_t)m->memory, m->vcpus, (int64_t)m->generation, m->created_ns,
-		(int64_t)m->tsc_khz};
+		(int64_t)m->tsc_khz, m->nested, m->balloon, m->jail};
 	char *text, *end;
 	int r = fcvm_json_set_int(j, "format", FORMAT);
 
@@ -252,7 +305,8 @@ static char *build(const struct fcvm_manifest *m, const struct store_file files[
 	}
 	for (unsigned i = 0; r == 0 && i < NUMBERS; i++)
 		r = fcvm_json_set_int(j, numbers[i].name, n[i]);
-	list = r == 0 ? build_files(files) : NULL;
+	list = r == 0 ? build_volumes(m) : NULL;
+	list = list && fcvm_json_set(j, "volumes", list) == 0 ? build_files(m, files) : NULL;
 	if (!list || fcvm_json_set(j, "files", list) < 0 || !(text = fcvm_json_print(j, INDENT))) {
 		if (r == 0)
 			fcvm_fail_errno(err, -ENOMEM, "manifest.json");
@@ -310,9 +364,13 @@ int fcvm_manifest_write(const char *dir, const struct fcvm_manifest *m, bool ful
 
 	if (fd < 0)
 		return fcvm_fail_errno(err, fd, "open %s", dir);
-	r = hash_of(fd, "memory", full, &files[STORE_FILE_MEMORY], err);
-	if (r == 0)
-		r = hash_of(fd, "state", true, &files[STORE_FILE_STATE], err);
+	r = 0;
+	for (unsigned i = 0; r == 0 && i < store_files(m); i++) {
+		char name[STORE_FILE_NAME];
+
+		store_file_name(m, i, name);
+		r = hash_of(fd, name, full || i != STORE_FILE_MEMORY, &files[i], err);
+	}
 	if (r == 0)
 		r = store_manifest_put(fd, m, files, full, err);
 	if (r < 0)
@@ -376,9 +434,13 @@ static int read_and_check(int fd, struct fcvm_manifest *ret, struct fcvm_err *er
 	if (r == 0)
 		r = check_own_hash(text, size, err);
 	if (r == 0)
-		r = parse_files(j, files, err);
-	for (unsigned i = 0; r == 0 && i < STORE_FILES; i++)
-		r = check_file(fd, store_file_names[i], &files[i], err);
+		r = parse_files(j, ret, files, err);
+	for (unsigned i = 0; r == 0 && i < store_files(ret); i++) {
+		char name[STORE_FILE_NAME];
+
+		store_file_name(ret, i, name);
+		r = check_file(fd, name, &files[i], err);
+	}
 	return r;
 }
 

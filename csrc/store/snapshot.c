@@ -72,17 +72,21 @@ static int fill(struct fcvm_store *s, int from, int to, const struct fcvm_manife
 {
 	struct store_file files[STORE_FILES] = {{.size = 0}};
 	uint64_t needed = 64 * 1024; /* the manifest, the folder */
+	char name[STORE_FILE_NAME];
 	int r = 0;
 
-	for (unsigned i = 0; i < STORE_FILES; i++)
-		needed += store_bytes(from, store_file_names[i]);
+	for (unsigned i = 0; i < store_files(m); i++) {
+		store_file_name(m, i, name);
+		needed += store_bytes(from, name);
+	}
 	/* No check beforehand: a reflink needs next to nothing. */
-	for (unsigned i = 0; r == 0 && i < STORE_FILES; i++) {
-		r = copy_file(from, to, store_file_names[i], &files[i]);
+	for (unsigned i = 0; r == 0 && i < store_files(m); i++) {
+		store_file_name(m, i, name);
+		r = copy_file(from, to, name, &files[i]);
 		if (r == -ENOSPC || r == -EDQUOT)
 			return fcvm_store_disk_full(r, s->data, needed, "keep it", err);
 		if (r < 0)
-			return fcvm_fail_errno(err, r, "copy %s to %s", store_file_names[i], s->data);
+			return fcvm_fail_errno(err, r, "copy %s to %s", name, s->data);
 	}
 	r = store_manifest_put(to, m, files, true, err);
 	if (r == -ENOSPC || r == -EDQUOT)

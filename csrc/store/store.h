@@ -8,9 +8,10 @@
  *   images/NAME/current -> KEY                    ID/vm.json    what fcvm ls shows
  *   kernels/RELEASE/{vmlinuz,modules,kernel.json} ID/agent.sock other processes' way to the agent
  *   busybox/busybox, if this machine has none     .gate         see lease.c
- *   snapshots/NAME/{manifest.json,memory,state}   ID/console.log, console.log.1
+ *   snapshots/NAME/{manifest.json,memory,state,   ID/console.log, console.log.1
+ *     volume-N.state}                             ID/volume-N.{counters,log,trace}  of a volume's server
  *   warm/KEY/{manifest.json,memory,state}         ID/memory     guest RAM of a booted VM
- *   qemu/                                         ID/{manifest.json,memory,state}  an unnamed snapshot
+ *   qemu/                                         ID/{manifest.json,memory,state,volume-N.state}  an unnamed snapshot
  *   tmp/                                          .trash-*      being removed
  *
  * Everything in the data folder is made in tmp/ and published by one rename; nothing is changed after. Who dies
@@ -63,6 +64,7 @@ struct fcvm_image {
 	char *dir;     /* the rest is beneath it */
 	char *kernel;
 	char *initrd;
+	char *initrd_nested; /* the same with the modules of KVM, loaded at boot where the processor can */
 	char *cmdline; /* what the image's kernel needs besides the driver's own words */
 	int hold;      /* keeps gc and removal away until fcvm_image_done; counts only if dir is set */
 };
@@ -72,12 +74,36 @@ struct fcvm_image {
 int fcvm_image_get(struct fcvm_store *s, const char *name, const struct fcvm_until *until, struct fcvm_image *ret,
 	bool *ret_built, struct fcvm_err *err);
 void fcvm_image_done(struct fcvm_image *i);
+/* Its kernel as an uncompressed ELF file, for VMMs that want that (Firecracker): taken out of the bzImage the first time (under a
+ * lock, published by rename), kept beside it. *ret: malloc'ed path. -EINVAL if there is none in it. */
+int fcvm_image_elf_kernel(struct fcvm_store *s, const struct fcvm_image *i, const struct fcvm_until *until, char **ret,
+	struct fcvm_err *err);
 int fcvm_image_list(struct fcvm_store *s, struct fcvm_json *array, struct fcvm_err *err);
 int fcvm_image_remove(struct fcvm_store *s, const char *name, struct fcvm_err *err);
 
 /* ---- snapshots ---- */
 
-/* What manifest.json says (format 1). Strings are malloc'ed, never NULL once read. */
+/* A volume of the VM: what is served (fcvm.h, struct fcvm_vm_volume), and how. */
+struct fcvm_manifest_ids {
+	uint32_t guest, host, count;
+};
+struct fcvm_manifest_volume {
+	unsigned number; /* in the guest, and of its files: volume-0.state */
+	char *host, *guest;
+	bool readonly, devices, local_locks;
+	bool root;        /* it is beneath the guest's root, "/" */
+	unsigned readers;
+	double timeout_s;
+	struct fcvm_manifest_ids *uids, *gids;
+	size_t nuids, ngids;
+};
+enum {
+	FCVM_MANIFEST_VOLUMES = 32,
+	FCVM_MANIFEST_IDS = 340, /* of a map, as the kernel has it */
+	FCVM_MANIFEST_READERS = 256,
+};
+
+/* What manifest.json says (format 3). Strings are malloc'ed, never NULL once read. */
 struct fcvm_manifest {
 	char *driver;   /* "qemu" */
 	char *version;  /* of the VMM */
@@ -93,6 +119,11 @@ struct fcvm_manifest {
 	uint64_t generation; /* of the guest at the snapshot */
 	int64_t created_ns;  /* CLOCK_REALTIME */
 	uint64_t tsc_khz;    /* that the guest was told; 0: none */
+	bool nested;         /* it is to run VMs */
+	bool balloon;        /* it has one */
+	bool jail;           /* its VMM was confined, as its clones' are to be */
+	struct fcvm_manifest_volume *volumes;
+	size_t nvolumes;
 };
 
 struct fcvm_manifest_differs { /* what this host has, to be compared; NULL members are not */
@@ -101,6 +132,14 @@ struct fcvm_manifest_differs { /* what this host has, to be compared; NULL membe
 };
 
 void fcvm_manifest_done(struct fcvm_manifest *m);
+int fcvm_manifest_volume_copy(struct fcvm_manifest_volume *to, const struct fcvm_manifest_volume *from); /* -ENOMEM: nothing */
+void fcvm_manifest_volume_done(struct fcvm_manifest_volume *v);
+/* {number, host, guest, readonly, devices, locks, readers, timeout_s, root, uid_map, gid_map}; NULL: no memory, or a path that
+ * is not UTF-8. */
+struct fcvm_json *fcvm_manifest_volume_json(const struct fcvm_manifest_volume *v);
+/* An array of such, from anybody. -EINVAL naming the member. ret: malloc'ed, each to be done with, too; NULL if there are none. */
+int fcvm_manifest_volumes_parse(const struct fcvm_json *array, struct fcvm_manifest_volume **ret, size_t *ret_n,
+	struct fcvm_err *err);
 /* Pure: parses and checks types and bounds. -EINVAL naming the member. */
 int fcvm_manifest_parse(const char *text, size_t size, struct fcvm_manifest *ret, struct fcvm_json **ret_json,
 	struct fcvm_err *err);
@@ -108,8 +147,8 @@ int fcvm_manifest_parse(const char *text, size_t size, struct fcvm_manifest *ret
 int fcvm_manifest_fits(const struct fcvm_manifest *m, const char *snapshot, const struct fcvm_manifest_differs *here,
 	struct fcvm_err *err);
 
-/* Writes manifest.json into dir, which holds `memory` and `state`: sizes of both, hash of state, of memory if
- * full, and the manifest's own hash. */
+/* Writes manifest.json into dir, which holds `memory`, `state` and each volume's state: sizes of all, hashes (of memory if
+ * full), and the manifest's own hash. */
 int fcvm_manifest_write(const char *dir, const struct fcvm_manifest *m, bool full, struct fcvm_err *err);
 /* Reads it and checks the files against it. Damage: -EINVAL saying which file and how it differs. */
 int fcvm_manifest_read(const char *dir, const char *snapshot, struct fcvm_manifest *ret, struct fcvm_err *err);

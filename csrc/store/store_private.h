@@ -61,8 +61,16 @@ int store_hash_file(int from, int to, char ret[static STORE_HASH]);
 
 /* ---- manifests (manifest.c) ---- */
 
-enum { STORE_FILE_MEMORY, STORE_FILE_STATE, STORE_FILES };
-extern const char *const store_file_names[STORE_FILES];
+/* Of a snapshot: the most there may be. Behind the VMM's come the volumes'. */
+enum {
+	STORE_FILE_MEMORY,
+	STORE_FILE_STATE,
+	STORE_FILE_VOLUMES,
+	STORE_FILES = STORE_FILE_VOLUMES + FCVM_MANIFEST_VOLUMES,
+	STORE_FILE_NAME = 32,
+};
+unsigned store_files(const struct fcvm_manifest *m); /* how many there are */
+void store_file_name(const struct fcvm_manifest *m, unsigned i, char to[static STORE_FILE_NAME]);
 struct store_file {
 	uint64_t size;
 	char hash[STORE_HASH]; /* "": not known */

@@ -48,7 +48,7 @@ static int make_pairs(int ours[PIPES], int theirs[PIPES])
 static int meet(struct qemu *from, const struct vmm_machine *m, int control, const struct fcvm_until *until, pid_t *ret,
 	struct fcvm_err *err)
 {
-	struct qemu_ram ram = {.fd = control, .exit_fd = -1, .name = from->name};
+	struct qemu_ram ram = {.fd = control, .exit_fd = -1, .name = from->vmm.name};
 	int k = fcvm_qemu_ram_greet(&ram, m->memory, true, until, err);
 
 	*ret = ram.pid;
@@ -63,11 +63,11 @@ static int take_over(struct qemu *q, const struct vmm_machine *m, pid_t pid, int
 
 	for (unsigned i = 0; i < PIPES; i++)
 		ours[i] = -1;
-	k = fcvm_node_adopt(q->node, pid, fds, QEMU_CONTROL + 1, "copy of", "QEMU", &q->process, err);
+	k = fcvm_node_adopt(q->vmm.node, pid, fds, QEMU_CONTROL + 1, "copy of", "QEMU", &q->vmm.process, err);
 	if (k == 0)
 		k = fcvm_qemu_hook_up(q, m, err);
 	if (k < 0)
-		return q->process ? fcvm_qemu_fail(q, k, err) : k;
+		return q->vmm.process ? fcvm_qemu_fail(q, k, err) : k;
 	q->ram.private = true;
 	fcvm_qmp_join(q->qmp);
 	return 0;
@@ -103,8 +103,12 @@ int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm
 	int ours[PIPES], theirs[PIPES];
 	int k;
 
+	for (unsigned i = 0; i < m->ndrives; i++)
+		if (!m->drives[i].readonly)
+			return fcvm_fail(err, -EOPNOTSUPP, "%s: copy QEMU: both would write to drive %s; restore a snapshot instead",
+				m->name, m->drives[i].path);
 	if (from->state != QEMU_PAUSED || !from->ram.private)
-		return fcvm_fail(err, -EINVAL, "%s: copy QEMU: it is not paused, or has a file of its own as RAM", from->name);
+		return fcvm_fail(err, -EINVAL, "%s: copy QEMU: it is not paused, or has a file of its own as RAM", from->vmm.name);
 	k = make_pairs(ours, theirs);
 	if (k == 0) {
 		q = fcvm_qemu_new(m, from->file_uri, true);
@@ -117,10 +121,10 @@ int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm
 	if (k < 0) {
 		close_all(ours);
 		close_all(theirs);
-		fcvm_qemu_free((struct vmm *)q);
+		fcvm_vmm_free(q ? &q->vmm : NULL);
 		return k;
 	}
 	q->state = QEMU_PAUSED;
-	*ret = (struct vmm *)q;
+	*ret = &q->vmm;
 	return 0;
 }

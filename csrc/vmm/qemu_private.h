@@ -3,11 +3,9 @@
 #ifndef FCVM_VMM_QEMU_PRIVATE_H
 #define FCVM_VMM_QEMU_PRIVATE_H
 
-#include <pthread.h>
-
 #include "vmm/preload/ram_wire.h"
+#include "vmm/process.h"
 #include "vmm/qmp.h"
-#include "vmm/vmm.h"
 
 /* The CPU under TCG; part of what a snapshot must match. */
 #define QEMU_TCG_CPU "max,-erms,-fsrm"
@@ -18,7 +16,7 @@ enum { QEMU_QMP = 3, QEMU_AGENT = 4, QEMU_CONTROL = FCVM_RAM_CONTROL, QEMU_CHANN
 /* ---- qemu_args.c: pure ---- */
 
 struct qemu_args {
-	char *argv[64]; /* NULL-terminated, malloc'ed */
+	char *argv[96]; /* NULL-terminated, malloc'ed */
 	char *env[40];
 	unsigned nargv, nenv;
 	int failed; /* -errno of the first addition that failed; later ones do nothing */
@@ -28,16 +26,13 @@ int fcvm_qemu_args_make(struct qemu_args *a, const struct vmm_machine *m, const 
 	const char *memory_path, struct fcvm_err *err);
 void fcvm_qemu_args_done(struct qemu_args *a);
 
-/* ---- qemu_probe.c ---- */
+/* ---- qemu_probe.c: what it finds of its own: library, the preload library's path; data_dir, for -L; env, a list of what
+ * belongs in QEMU's environment; file_uri, whether it knows migration to file: (8.2). ---- */
 
-int fcvm_qemu_probe(struct fcvm_node *node, const char *want, const char *cache, struct vmm_probe *ret,
-	struct fcvm_err *err);
-
-/* ---- qemu_cache.c: what was probed, kept in the file `cache` (NULL: not kept). p: binary and library are set. ---- */
-
-/* True if there is an answer that still holds: p is complete then. */
-bool fcvm_qemu_cache_read(const char *cache, const char *want, struct vmm_probe *p);
-void fcvm_qemu_cache_write(const char *cache, const char *want, const struct vmm_probe *p);
+enum { QEMU_ENV_MAX = 16 };
+void fcvm_qemu_env(const struct vmm_probe *p, const char *ret[QEMU_ENV_MAX]); /* NULL-terminated; borrowed */
+int fcvm_qemu_probe(struct fcvm_node *node, const char *want, const char *cache, const struct fcvm_until *until,
+	struct vmm_probe *ret, struct fcvm_err *err);
 
 /* ---- qemu_ram.c: the preload library's other end ---- */
 
@@ -65,21 +60,15 @@ int fcvm_qemu_ram_call(struct qemu_ram *r, enum fcvm_ram_command command, const 
 
 enum qemu_state { QEMU_STARTING, QEMU_RUNNING, QEMU_WAITING, QEMU_PAUSED, QEMU_BROKEN };
 
-/* A struct vmm. */
 struct qemu {
+	struct vmm vmm;
 	enum qemu_state state;
-	struct fcvm_node *node;   /* referenced */
-	char *name;
 	char *memory_path;        /* booted: of the file that it writes to */
 	uint64_t memory;
 	bool file_uri;
 	bool saved;               /* since it was paused */
 	struct fcvm_qmp *qmp;
 	struct qemu_ram ram;
-	struct fcvm_drain *console, *log;
-	struct fcvm_process *process;
-	pthread_mutex_t lock;     /* of process's end: it is collected and killed by different threads */
-	pid_t pid;
 };
 
 static inline struct qemu *qemu_of(struct vmm *v)
@@ -93,9 +82,8 @@ int fcvm_qemu_fail(struct qemu *q, int code, struct fcvm_err *err);
 
 /* A record without a process. private: its RAM is m's memory_file, mapped privately; else a file of its own. */
 struct qemu *fcvm_qemu_new(const struct vmm_machine *m, bool file_uri, bool private);
-/* Takes q->process's descriptors to where they belong: logs, control channel, QMP. */
+/* Takes its process's descriptors to where they belong: logs, control channel, QMP. */
 int fcvm_qemu_hook_up(struct qemu *q, const struct vmm_machine *m, struct fcvm_err *err);
-void fcvm_qemu_free(struct vmm *v);
 
 bool fcvm_qemu_can_fork(const struct vmm_probe *p, const struct fcvm_node *n);
 int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm_until *until, struct vmm **ret,

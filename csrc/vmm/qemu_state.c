@@ -2,7 +2,7 @@
 /*
  * The QEMU driver: from state to state.
  *
- *	boot -> RUNNING <-resume/pause-> PAUSED <-restore- WAITING <- wait
+ *	boot -> RUNNING <-resume/pause-> PAUSED; wait -> WAITING -restore-> RUNNING
  *
  * Saving is a migration to a file with RAM left out (x-ignore-shared). A booted VM's RAM is its file, which is renamed
  * and then mapped privately; from then on it is like a restored one: what it changed is found in pagemap and
@@ -30,7 +30,7 @@ static int want(struct qemu *q, unsigned states, const char *verb, struct fcvm_e
 {
 	if (states & 1u << q->state)
 		return 0;
-	return fcvm_qemu_fail(q, fcvm_fail(err, -EINVAL, "%s: %s: it is %s", q->name, verb, names[q->state]), err);
+	return fcvm_qemu_fail(q, fcvm_fail(err, -EINVAL, "%s: %s: it is %s", q->vmm.name, verb, names[q->state]), err);
 }
 
 /* The only place that changes the state of one that has started: to `to` if the step went well. */
@@ -64,7 +64,7 @@ int fcvm_qemu_setup(struct qemu *q, const struct fcvm_until *until, struct fcvm_
 		fcvm_json_set(o, "capabilities", fcvm_steal_ptr(list)) < 0) {
 		fcvm_json_free(o);
 		fcvm_json_free(list);
-		return fcvm_fail_errno(err, -ENOMEM, "%s: QMP", q->name);
+		return fcvm_fail_errno(err, -ENOMEM, "%s: QMP", q->vmm.name);
 	}
 	return fcvm_qmp_call(q->qmp, "migrate-set-capabilities", o, until, NULL, err);
 }
@@ -128,7 +128,7 @@ static int await_migration(struct qemu *q, const char *verb, const char *path, c
 		if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0) {
 			const char *why = why_failed(q, until, &info);
 
-			return fcvm_fail(err, strstr(why, "No space left") ? -ENOSPC : -EIO, "%s: %s %s: %s", q->name,
+			return fcvm_fail(err, strstr(why, "No space left") ? -ENOSPC : -EIO, "%s: %s %s: %s", q->vmm.name,
 				verb, path, why);
 		}
 	}
@@ -142,15 +142,15 @@ static int await_file(struct qemu *q, const char *path, const struct fcvm_until 
 	for (;;) {
 		struct fcvm_until moment = fcvm_until_sooner(&soon, 1);
 		struct fcvm_node_stat st;
-		int k = fcvm_node_stat(q->node, path, &soon, &st, err);
+		int k = fcvm_node_stat(q->vmm.node, path, &soon, &st, err);
 
 		if (k != -ENOENT)
 			return k;
 		k = fcvm_until_poll(&moment, NULL, 0);
 		if (k != -ETIMEDOUT)
-			return fcvm_fail_errno(err, k, "%s: wait for %s to be written", q->name, path);
+			return fcvm_fail_errno(err, k, "%s: wait for %s to be written", q->vmm.name, path);
 		if (fcvm_until_left_ms(&soon) == 0)
-			return fcvm_fail(err, -EIO, "%s: the shell that QEMU started did not write %s", q->name, path);
+			return fcvm_fail(err, -EIO, "%s: the shell that QEMU started did not write %s", q->vmm.name, path);
 	}
 }
 
@@ -163,7 +163,7 @@ static int migrate(struct qemu *q, const char *command, const char *verb, const 
 
 	if (!uri || !o || fcvm_json_set_string(o, "uri", uri) < 0) {
 		fcvm_json_free(o);
-		return fcvm_fail_errno(err, -ENOMEM, "%s: %s %s", q->name, verb, path);
+		return fcvm_fail_errno(err, -ENOMEM, "%s: %s %s", q->vmm.name, verb, path);
 	}
 	fcvm_qmp_forget(q->qmp);
 	k = fcvm_qmp_call(q->qmp, command, o, until, NULL, err);
@@ -187,13 +187,14 @@ int fcvm_qemu_restore(struct vmm *v, const char *state_file, const struct fcvm_u
 	if (k < 0)
 		return k;
 	/* QEMU ends itself when a restore fails: what can be seen before is not left to that. */
-	k = fcvm_node_stat(q->node, state_file, until, &st, err);
+	k = fcvm_node_stat(q->vmm.node, state_file, until, &st, err);
 	if (k < 0)
-		return fcvm_fail_prefix(err, "%s: restore", q->name);
+		return (fcvm_fail_prefix(err, "%s: restore", q->vmm.name), k);
 	k = migrate(q, "migrate-incoming", "restore from", state_file, until, err);
 	if (k < 0)
 		q->state = QEMU_BROKEN; /* half of a state may be in it */
-	return become(q, QEMU_PAUSED, k, err);
+	k = become(q, QEMU_PAUSED, k, err);
+	return k < 0 ? k : fcvm_qemu_resume(v, until, err);
 }
 
 /* ---- pause, resume ---- */
@@ -268,18 +269,18 @@ int fcvm_qemu_prepare_save(struct vmm *v, const char *memory_file, const struct 
 static int give_away(struct qemu *q, const char *memory_file, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct fcvm_err renaming = FCVM_ERR_INIT;
-	int k = fcvm_node_rename(q->node, q->memory_path, memory_file, until, &renaming);
+	int k = fcvm_node_rename(q->vmm.node, q->memory_path, memory_file, until, &renaming);
 
 	if (k == -EXDEV) /* another file system: a copy is the snapshot's, and the VM keeps its file */
 		return fcvm_qemu_ram_call(&q->ram, FCVM_RAM_COPY, memory_file, until, err);
 	if (k < 0)
-		return fcvm_fail(err, k, "%s: %s", q->name, renaming.message);
+		return fcvm_fail(err, k, "%s: %s", q->vmm.name, renaming.message);
 	k = fcvm_qemu_ram_call(&q->ram, FCVM_RAM_PRIVATE, NULL, until, err);
 	if (k == 0)
 		return 0;
 	/* It still writes to the file, which must not become a snapshot then. If even that is in doubt, it ends. */
-	if (q->ram.broken || fcvm_node_rename(q->node, memory_file, q->memory_path, NULL, NULL) < 0) {
-		fcvm_vmm_qemu.kill((struct vmm *)q);
+	if (q->ram.broken || fcvm_node_rename(q->vmm.node, memory_file, q->memory_path, NULL, NULL) < 0) {
+		fcvm_vmm_kill(&q->vmm);
 		q->state = QEMU_BROKEN;
 	}
 	return k;

@@ -48,6 +48,7 @@
 #define FCVM_WIRE_MAX_CHANNEL 16u
 #define FCVM_WIRE_RESYNC      (FCVM_WIRE_MAX_PAYLOAD + 64u)
 #define FCVM_WIRE_PORT_NAME   "fcvm.0" /* the virtio-serial port */
+#define FCVM_WIRE_VSOCK_PORT  5252u /* vsock: the agent listens on it; and at its start connects to the host's of this number */
 
 struct fcvm_wire_header {
 	uint8_t magic;
@@ -85,7 +86,7 @@ enum fcvm_wire_op {
 	FCVM_WIRE_SPAWN = 8,     /* struct fcvm_wire_spawn and strings; RESULT: u32 pid */
 	FCVM_WIRE_GET = 9,       /* string path; channel 1: tree stream (base/tree.h), channel 2: error text; EXIT */
 	FCVM_WIRE_PUT = 10,      /* u32 flags (1: keep owner), string path, string base name or empty; channel 0 */
-	FCVM_WIRE_CONNECT = 11,  /* string address: "unix:/path" or "tcp:127.0.0.1:80" */
+	FCVM_WIRE_CONNECT = 11,  /* string address: "unix:/path", "unix:@name" (abstract) or "tcp:127.0.0.1:80" */
 	FCVM_WIRE_LISTEN = 12,   /* string address; the stream lives as long as the listener */
 	FCVM_WIRE_ACCEPT = 13,   /* u32 stream of the listener; RESULT when somebody has connected */
 	FCVM_WIRE_MKDIR = 14,    /* u32 mode, u32 flags (1: parents, 2: removed when the link ends; EEXIST
@@ -94,7 +95,21 @@ enum fcvm_wire_op {
 	FCVM_WIRE_REMOVE = 16,   /* string path; recursive; a missing one is no error */
 	FCVM_WIRE_STAT = 17,     /* string path (not followed); RESULT: struct fcvm_wire_stat */
 	FCVM_WIRE_REFLINK = 18,  /* string from, string to: FICLONE, EOPNOTSUPP where the file system cannot */
+	FCVM_WIRE_MOUNT = 19,    /* struct fcvm_wire_mount, string source (as /proc/mounts shows it), string target */
+	FCVM_WIRE_UNMOUNT = 20,  /* u32 flags (1: now, whoever uses it), string target */
+	FCVM_WIRE_ROOT = 21,     /* string path: of a mount, which from now on is, under a tmpfs, the root of the agent and of
+	                          * whatever it starts. PID 1 only, once; else EPERM */
 };
+
+/* A volume, pumped by a process of its own that listens at FCVM_FUSE_ADDRESS for the agent's connections. RESULT once that
+ * is so; a look at the target waits for the host until a stream is connected to each reader. */
+struct fcvm_wire_mount {
+	uint32_t number;
+	uint32_t flags;      /* 1: read-only */
+	uint32_t readers;    /* 1 to 256 */
+	uint32_t trace_rate; /* every Nth request; 0: none */
+};
+_Static_assert(sizeof(struct fcvm_wire_mount) == 16, "on the wire");
 
 enum fcvm_wire_power { FCVM_WIRE_POWEROFF = 0, FCVM_WIRE_REBOOT = 1 };
 

@@ -14,6 +14,7 @@ local handle = require "fcvm.handle"
 local json = require "fcvm.json"
 local options = require "fcvm.options"
 local task = require "fcvm.task"
+local volume = require "fcvm.volume"
 
 require "fcvm.program"
 require "fcvm.stream"
@@ -64,6 +65,12 @@ local VM = {
     accel = options.string,
     cmdline = options.string,
     cold = options.boolean,
+    node = options.vm,
+    nested = options.boolean,
+    balloon = options.boolean,
+    jail = options.boolean,
+    volumes = volume.list,
+    root = volume.host,
 }
 
 --- Makes a virtual machine, and does not start it.
@@ -74,9 +81,15 @@ local VM = {
 -- * `name`: unique among running VMs (default: made up, such as "quiet-heron")
 -- * `image` (default: "mini")
 -- * `memory`: as "512M" (default: 256 MiB); `vcpus` (default: 1)
--- * `driver`: "qemu"; `accel`: "kvm" or "tcg" (default: what works here, see `fcvm.doctor`)
+-- * `driver`: "firecracker" or "qemu"; `accel`: "kvm" or "tcg" (default: what works here, see `fcvm.doctor`)
 -- * `cmdline`: added to the kernel's command line
 -- * `cold`: boot, even if a snapshot of such a VM taken right after its boot is kept
+-- * `node`: a running VM that it runs on, instead of this host; it ends with that
+-- * `nested`: it is to run VMs: its guest loads KVM where the processor has it
+-- * `balloon`: it has one, for `vm:balloon` (firecracker)
+-- * `jail`: its VMM runs as a user, and in a file system and a cgroup, of its own (firecracker, as root)
+-- * `volumes`: folders of this host that are mounted before anything runs in it: a list of what `vm:mount` takes
+-- * `root`: a folder of this host that is the guest's root, read-only beneath a tmpfs: "/", or a Debian tree
 -- @treturn vm
 -- @raise if an option is unknown, or its value cannot be
 function M.vm(opts)

@@ -50,10 +50,18 @@ function M.spread(values)
     return { median = (sorted[(n + 1) // 2] + sorted[n // 2 + 1]) / 2, min = sorted[1], max = sorted[n] }
 end
 
---- The memory that this machine could still give to programs.
+-- A file of /proc of this host, or of a VM.
+local function proc(node, path)
+    if node then return assert(node:read_file(path)) end
+    local file <close> = assert(io.open(path))
+    return file:read "a"
+end
+
+--- The memory that a machine could still give to programs.
+-- @tparam ?vm node of which machine (default: this host)
 -- @treturn number MiB
-function M.available_mb()
-    for line in io.lines "/proc/meminfo" do
+function M.available_mb(node)
+    for line in proc(node, "/proc/meminfo"):gmatch "[^\n]+" do
         local kb = line:match "^MemAvailable:%s+(%d+)"
         if kb then return tonumber(kb) / 1024 end
     end
@@ -62,11 +70,12 @@ end
 
 --- The memory of a VMM: what it shares with others is divided among them.
 -- @tparam integer pid
+-- @tparam ?vm node where it runs (default: this host)
 -- @treturn number MiB
 -- @treturn number of these, the guest's RAM (the mappings of its `memory` file)
-function M.pss_mb(pid)
+function M.pss_mb(pid, node)
     local all, ram, in_ram = 0, 0, false
-    for line in io.lines(("/proc/%d/smaps"):format(pid)) do
+    for line in proc(node, ("/proc/%d/smaps"):format(pid)):gmatch "[^\n]+" do
         local kb = line:match "^Pss:%s+(%d+)"
         if kb then
             all = all + tonumber(kb)

@@ -2,6 +2,7 @@
 --- Checks of what users pass in. Every mistake raises, in the user's line, with words that help.
 -- @module fcvm.options
 
+local core = require "fcvm.core"
 local size = require "fcvm.size"
 
 local M = {}
@@ -75,7 +76,8 @@ local function show(value)
     return "a " .. kind
 end
 
--- ---- kinds of values: each returns the value as the core wants it, or nil and what is expected ----
+-- ---- kinds of values: each returns the value as the core wants it, or nil and what is expected (or nil, nil and what is
+-- wrong) ----
 
 function M.string(v)
     if type(v) == "string" and not v:find "\0" then return v end
@@ -91,6 +93,12 @@ end
 function M.boolean(v)
     if type(v) == "boolean" then return v end
     return nil, "true or false"
+end
+
+-- A VM's handle.
+function M.vm(v)
+    if core.kind(v) == "vm" then return v end
+    return nil, "a VM"
 end
 
 function M.func(v)
@@ -188,9 +196,33 @@ end
 -- @tparam[opt=2] integer level whose fault it is: 2 is the caller of who calls this
 -- @return the value as the core wants it
 function M.argument(what, name, kind, value, level)
-    local checked, expected = kind(value)
+    local checked, expected, wrong = kind(value)
     if checked == nil then
-        fail(level or 2, "%s: %s: expected %s, got %s", what, name, expected, show(value))
+        fail(level or 2, "%s: %s: %s", what, name, wrong or ("expected %s, got %s"):format(expected, show(value)))
+    end
+    return checked
+end
+
+--- Looks at an options table, or a table within one, and raises nothing.
+-- @tparam table spec option names to kinds. A kind returns the value, or nil and what is expected, or nil, nil and what
+-- is wrong.
+-- @tparam table given
+-- @treturn[1] table a new table of the checked values
+-- @treturn[2] nil
+-- @treturn[2] string what is wrong
+function M.examine(spec, given)
+    local checked = {}
+    for key, value in pairs(given) do
+        local kind = type(key) == "string" and spec[key]
+        if not kind then
+            if type(key) ~= "string" then return nil, "options have names, and the table has the key " .. show(key) end
+            return nil, ("unknown option %q; %s"):format(key, M.suggest(key, spec))
+        end
+        local good, expected, wrong = kind(value)
+        if good == nil then
+            return nil, ("option %q: %s"):format(key, wrong or ("expected %s, got %s"):format(expected, show(value)))
+        end
+        checked[key] = good
     end
     return checked
 end
@@ -203,25 +235,12 @@ end
 -- @treturn table a new table of the checked values
 function M.check(what, spec, given, level)
     level = level or 2
-    local checked = {}
-    if given == nil then return checked end
+    if given == nil then return {} end
     if type(given) ~= "table" or getmetatable(given) then
         fail(level, "%s: expected a table of options, got %s", what, show(given))
     end
-    for key, value in pairs(given) do
-        local kind = type(key) == "string" and spec[key]
-        if not kind then
-            if type(key) ~= "string" then
-                fail(level, "%s: options have names, and the table has the key %s", what, show(key))
-            end
-            fail(level, "%s: unknown option %q; %s", what, key, M.suggest(key, spec))
-        end
-        local good, expected = kind(value)
-        if good == nil then
-            fail(level, "%s: option %q: expected %s, got %s", what, key, expected, show(value))
-        end
-        checked[key] = good
-    end
+    local checked, wrong = M.examine(spec, given)
+    if not checked then fail(level, "%s: %s", what, wrong) end
     return checked
 end
 

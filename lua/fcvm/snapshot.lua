@@ -14,6 +14,7 @@ local handle = require "fcvm.handle"
 local options = require "fcvm.options"
 local size = require "fcvm.size"
 local task = require "fcvm.task"
+local volume = require "fcvm.volume"
 
 local Snapshot = {}
 local check = handle.check
@@ -48,13 +49,31 @@ end
 
 -- ---- cloning ----
 
-local ONE = { name = options.string, timeout = options.seconds }
+local ONE = { name = options.string, timeout = options.seconds, volumes = volume.list }
 local MANY = {
     names = options.strings,
     limit = options.count(1, 1000000),
     partial = options.boolean,
     timeout = options.seconds,
+    volumes = volume.list,
 }
+
+-- One clone, with these volumes besides those that it has of the snapshot; or none, whatever happens on the way.
+local function clone_one(snap, name, timeout, volumes)
+    local vm, err = core.snapshot_clone(snap, name, timeout)
+    if not vm or not volumes then return vm, err end
+    local guard <close> = setmetatable({}, {
+        __close = function(self)
+            if not self.kept then core.close(vm) end
+        end,
+    })
+    for _, v in ipairs(volumes) do
+        local ok, why = core.vm_mount(vm, v, nil)
+        if not ok then return nil, why end
+    end
+    guard.kept = true
+    return vm
+end
 
 -- Clones into the table `made` by index. Returns the first error, and all by index.
 local function clone_into(made, snap, n, opts)
@@ -63,7 +82,7 @@ local function clone_into(made, snap, n, opts)
     local group <close> = task.group()
     task.spread(group, n, opts.limit, function(i)
         if first and not opts.partial then return end
-        local vm, err = core.snapshot_clone(snap, opts.names and opts.names[i], opts.timeout)
+        local vm, err = clone_one(snap, opts.names and opts.names[i], opts.timeout, opts.volumes)
         made[i] = vm
         errors[i] = err
         if err and not first then
@@ -80,7 +99,8 @@ local function clone_many(snap, n, opts)
     -- where VMMs can be copied, all of them are copies of one that this makes
     if n > 1 then
         local ok, err = core.snapshot_prepare(snap, 1, opts.timeout)
-        if not ok then return nil, err end
+        -- with `partial` each clone is tried all the same
+        if not ok and not opts.partial then return nil, err end
     end
     local made = {}
     local function all()
@@ -109,7 +129,8 @@ end
 -- @tparam ?integer n how many; none: one clone, not a list
 -- @tparam ?table opts for one: `name`; for many: `names` (a list), `limit` (how many at a time; default: as many as
 -- the processors carry), `partial` (those that could not be made are left out, their errors are in `errors` of
--- the list; default: one failure ends all). Both: `timeout` in seconds for each (default: 60)
+-- the list; default: one failure ends all). Both: `timeout` in seconds for each (default: 60), `volumes`: mounted in each
+-- besides those that it has of the snapshot, as in `fcvm.vm`
 -- @treturn[1] vm|clones
 -- @treturn[2] nil
 -- @treturn[2] error of the first that failed; nothing is left
@@ -120,7 +141,7 @@ function Snapshot:clone(n, opts)
             options.argument("snapshot:clone", "n", options.count(0, 100000), n)
         end
         opts = options.check("snapshot:clone", ONE, n or opts)
-        return core.snapshot_clone(self, opts.name, opts.timeout)
+        return clone_one(self, opts.name, opts.timeout, opts.volumes)
     end
     n = options.argument("snapshot:clone", "n", options.count(0, 100000), n)
     opts = options.check("snapshot:clone", MANY, opts)
@@ -159,13 +180,13 @@ local Pool = { __name = "fcvm.pool" }
 Pool.__index = Pool
 
 --- Clones on demand: each `get` is a fresh clone, and at most `size` are there at a time.
--- @tparam table opts `size`: how many (default: 8)
+-- @tparam table opts `size`: how many (default: 8); `volumes`: mounted in each, as in `fcvm.vm`
 -- @treturn pool
 function Snapshot:pool(opts)
     check(self, "snapshot", "pool")
-    opts = options.check("snapshot:pool", { size = options.count(1, 10000) }, opts)
+    opts = options.check("snapshot:pool", { size = options.count(1, 10000), volumes = volume.list }, opts)
     local n = opts.size or 8
-    return setmetatable({ snapshot = self, size = n, permits = task.semaphore(n), out = {} }, Pool)
+    return setmetatable({ snapshot = self, size = n, volumes = opts.volumes, permits = task.semaphore(n), out = {} }, Pool)
 end
 
 local function pool_of(self, name)
@@ -183,7 +204,7 @@ function Pool:get()
     pool_of(self, "get")
     self.permits:acquire()
     local ok, vm, err = true, nil, nil
-    if not self.closed then ok, vm, err = pcall(core.snapshot_clone, self.snapshot) end
+    if not self.closed then ok, vm, err = pcall(clone_one, self.snapshot, nil, nil, self.volumes) end
     if ok and self.closed then
         if vm then core.close(vm) end
         vm, err = nil, handle.failure("get", "ECANCELED", "pool:get: the pool was closed meanwhile")

@@ -3,7 +3,8 @@
 --
 -- Leaving the scope of a `<close>` variable, or `vm:close()`, ends the VM (an attached one is only let go of).
 --
--- Fields: `id`, `name`, `image`, `driver`, `accel`, `dir` (its run folder), `state` ("new", "starting", "running",
+-- Fields: `id`, `name`, `image`, `driver`, `accel`, `node` (the name of the VM that it runs on; "": this host), `dir`
+-- (its run folder), `state` ("new", "starting", "running",
 -- "paused", "ended"), `memory` (bytes), `vcpus`, `pid` (of its VMM; 0: none), `generation` (grows with each
 -- restore), `uptime` (seconds since start), `start_ms` (what starting or cloning it took), `warm` (started from a
 -- snapshot), `attached` (another process owns it).
@@ -11,9 +12,11 @@
 
 local core = require "fcvm.core"
 local handle = require "fcvm.handle"
+local json = require "fcvm.json"
 local options = require "fcvm.options"
 local program = require "fcvm.program"
 local size = require "fcvm.size"
+local volume = require "fcvm.volume"
 
 local VM = {}
 local check = handle.check
@@ -95,6 +98,50 @@ end
 function VM:ping(opts)
     check(self, "vm", "ping")
     return core.vm_ping(self, options.timeout("vm:ping", opts))
+end
+
+--- Makes a virtual machine that runs on this one: `fcvm.vm` with `node = vm`.
+--
+--     local l2 <close> = assert(l1:vm { memory = "128M" }:start())
+-- @tparam ?table opts as for `fcvm.vm`
+-- @treturn vm
+-- @raise if an option is unknown, or its value cannot be
+function VM:vm(opts)
+    check(self, "vm", "vm")
+    local all = { node = self }
+    if opts ~= nil and type(opts) ~= "table" then
+        error(("vm:vm: expected a table of options, got a %s"):format(type(opts)), 2)
+    end
+    for name, value in pairs(opts or {}) do all[name] = value end
+    if all.node ~= self then error("vm:vm: it runs on the VM that it is called on: drop the option \"node\"", 2) end
+    return require "fcvm".vm(all)
+end
+
+--- Takes memory from the guest and gives it to the host, until told otherwise. What the guest cannot spare comes later
+-- or not at all. The VM was made with `balloon = true`.
+-- @tparam number|string size how much, such as "64M"; 0 gives all of it back
+-- @tparam ?number|table opts seconds, or `timeout` in seconds (default: 10)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:balloon(size_, opts)
+    check(self, "vm", "balloon")
+    size_ = options.argument("vm:balloon", "size", options.size, size_)
+    return itself(self, core.vm_balloon(self, size_, options.timeout("vm:balloon", opts)))
+end
+
+--- What its VMM counts, in the VMM's own words.
+-- @tparam ?number|table opts seconds, or `timeout` in seconds (default: 10)
+-- @treturn[1] table
+-- @treturn[2] nil
+-- @treturn[2] error `EOPNOTSUPP`: its driver does not count
+function VM:metrics(opts)
+    check(self, "vm", "metrics")
+    local text, err = core.vm_metrics(self, options.timeout("vm:metrics", opts))
+    if not text then return nil, err end
+    local value, why = json.decode(text)
+    if value == nil then return nil, handle.failure("metrics", "EBADMSG", self.name .. ": metrics: " .. why) end
+    return value
 end
 
 --- The last output of its console.
@@ -295,11 +342,88 @@ function VM:listen(on)
     return core.vm_listen(self, on)
 end
 
+-- ---- volumes ----
+
+--- Mounts a folder of this host in the guest. What one side writes the other sees; snapshots and clones take the volume
+-- along, with open files and locks.
+--
+--     vm:mount { host = "src", guest = "/work", readonly = true }
+--     vm:mount "src:/work:ro"
+-- @tparam table|string opts `"HOST:GUEST[:OPTION,...]"` (options: `ro`, `devices`, `locks=guest`, `readers=N`,
+-- `timeout=S`, `uid_map=GUEST:HOST:COUNT`, `gid_map=`), or
+--
+-- * `host`: the folder; `guest`: where it is mounted, an absolute path; made if it is missing
+-- * `readonly`; `devices`: the guest may make block and character devices there (as root)
+-- * `locks`: "host" (the default: they exclude other guests and this host's processes, too) or "guest" (within the guest
+--   only; quicker)
+-- * `readers`: threads in the guest that carry requests, 1 to 256 (default: `FCVM_FUSE_READERS`, else 1)
+-- * `timeout`: seconds for which the guest may take names and attributes for granted (default: 1)
+-- * `uid_map`, `gid_map`: lists of `{ guest =, host =, count = }`; ids that are in no entry are nobody's (as root)
+-- * `wait`: the limit of the call in seconds (default: 30)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error `EEXIST`: a volume is mounted there; `ENOENT`, `ENOTDIR`: `host` is no folder
+function VM:mount(opts)
+    check(self, "vm", "mount")
+    local checked = options.argument("vm:mount", "volume", volume.mount, opts)
+    return itself(self, core.vm_mount(self, checked, checked.wait))
+end
+
+local UNMOUNT = { force = options.boolean, wait = options.seconds }
+
+--- Unmounts a volume.
+-- @tparam string guest where it is mounted
+-- @tparam ?table opts `force`: also while programs use it, whose calls on it then fail; `wait`: the limit of the call in
+-- seconds (default: 30)
+-- @treturn[1] vm itself
+-- @treturn[2] nil
+-- @treturn[2] error `EBUSY`: a program uses it; `ENOENT`: no volume is mounted there
+function VM:unmount(guest, opts)
+    check(self, "vm", "unmount")
+    options.argument("vm:unmount", "guest", options.string, guest)
+    opts = options.check("vm:unmount", UNMOUNT, opts)
+    return itself(self, core.vm_unmount(self, guest, opts.force, opts.wait))
+end
+
+--- Its volumes, and what their servers have counted.
+-- @treturn[1] {table,...} each with `number`, `host`, `guest`, `readonly`, `devices`, `locks`, `readers`, `timeout_s`,
+-- `root`, `state` ("waiting", "running", "quiet", "ended"), `files`, `handles`, `bytes_read`, `bytes_written`, `ops` (by
+-- name: `count`, `errors`, `p50_us`, `p99_us`, `max_us`, `histogram_ns`), `trace` (by name, of the traced ones)
+-- @treturn[2] nil
+-- @treturn[2] error
+function VM:volumes()
+    check(self, "vm", "volumes")
+    local text, err = core.vm_volumes(self)
+    if not text then return nil, err end
+    local list, why = json.decode(text)
+    if list == nil then return nil, handle.failure("volumes", "EBADMSG", self.name .. ": volumes: " .. why) end
+    return list
+end
+
+--- What was traced last on a volume: with `FCVM_FUSE_TRACE_RATE=N` in the environment of this process when it mounts,
+-- every Nth request from the guest's dequeueing it to the reply.
+--
+--     [TRACE         read] total=212µs srv=63µs | fs=11 | to_srv=101 to_cli=48
+-- @tparam string guest where it is mounted
+-- @treturn[1] string a line each
+-- @treturn[2] nil
+-- @treturn[2] error `ENOENT`: no volume is mounted there
+function VM:traces(guest)
+    check(self, "vm", "traces")
+    options.argument("vm:traces", "guest", options.string, guest)
+    local list, err = self:volumes()
+    if not list then return nil, err end
+    for _, v in ipairs(list) do
+        if v.guest == guest then return core.vm_traces(self, v.number) end
+    end
+    return nil, handle.failure("traces", "ENOENT", ("%s: no volume is mounted at %s"):format(self.name, guest))
+end
+
 -- ---- the type ----
 
 local fields = {}
 for _, name in ipairs {
-    "id", "name", "image", "driver", "accel", "dir", "state", "memory", "vcpus", "pid", "generation", "uptime",
+    "id", "name", "image", "driver", "accel", "node", "dir", "state", "memory", "vcpus", "pid", "generation", "uptime",
     "start_ms", "warm", "attached",
 } do
     fields[name] = function(self) return core.vm_info(self)[name] end

@@ -11,15 +11,68 @@
 ---@field detail string further lines, such as the console's last; "" if none
 ---@field traceback? string where it was raised, if a task ended with it
 
+---@class fcvm.IdRange
+---@field guest integer the first id in the guest
+---@field host integer the first id here
+---@field count? integer default: 1
+
+---@class fcvm.VolumeOptions
+---@field host string a folder of this host
+---@field guest string an absolute path in the guest
+---@field readonly? boolean
+---@field devices? boolean the guest may make device files there (as root)
+---@field locks? "host"|"guest" whom locks exclude; default: "host"
+---@field readers? integer 1 to 256
+---@field timeout? number seconds for which the guest may take names and attributes for granted; default: 1
+---@field uid_map? fcvm.IdRange[] as root
+---@field gid_map? fcvm.IdRange[] as root
+
+---@alias fcvm.Volume fcvm.VolumeOptions|string "HOST:GUEST[:ro]"
+
+---@class fcvm.MountOptions: fcvm.VolumeOptions
+---@field wait? number seconds; default: 30
+
+---@class fcvm.OperationCounters
+---@field count integer
+---@field errors integer
+---@field p50_us integer
+---@field p99_us integer
+---@field max_us integer
+---@field histogram_ns integer[] the i-th counts those from 2^(i-1) to 2^i ns
+
+---@class fcvm.VolumeInfo
+---@field number integer
+---@field host string
+---@field guest string
+---@field readonly boolean
+---@field devices boolean
+---@field locks "host"|"guest"
+---@field readers integer
+---@field timeout_s number
+---@field root boolean
+---@field state "waiting"|"running"|"quiet"|"ended"
+---@field files integer
+---@field handles integer
+---@field bytes_read integer
+---@field bytes_written integer
+---@field ops table<string, fcvm.OperationCounters>
+---@field trace table<string, table>
+
 ---@class fcvm.VMOptions
 ---@field name? string unique among running VMs; default: made up
 ---@field image? string default: "mini"
 ---@field memory? integer|string bytes, or as "512M"; default: 256 MiB
 ---@field vcpus? integer default: 1
----@field driver? "qemu"|string
+---@field driver? "firecracker"|"qemu"
 ---@field accel? "kvm"|"tcg"
 ---@field cmdline? string added to the kernel's command line
 ---@field cold? boolean boot, even if a snapshot of such a VM taken right after its boot is kept
+---@field node? fcvm.VM runs on this VM, and ends with it
+---@field nested? boolean it is to run VMs
+---@field balloon? boolean it has one, for VM:balloon (firecracker)
+---@field jail? boolean its VMM is confined (firecracker, as root)
+---@field volumes? fcvm.Volume[] mounted before anything runs in it
+---@field root? string a folder of this host that is the guest's root, read-only beneath a tmpfs
 
 ---@class fcvm.TimeoutOptions
 ---@field timeout? number seconds
@@ -63,6 +116,7 @@
 ---@field vcpus integer
 ---@field pid integer
 ---@field generation integer
+---@field node string the name of the VM that it runs on; "": this host
 ---@field uptime number seconds
 ---@field start_ms number what starting or cloning it took
 ---@field warm boolean
@@ -93,6 +147,19 @@ function VM:wait(opts) end
 ---@param opts? number|fcvm.TimeoutOptions
 ---@return number? seconds, fcvm.Error? err
 function VM:ping(opts) end
+
+---@param opts? fcvm.VMOptions
+---@return fcvm.VM
+function VM:vm(opts) end
+
+---@param size integer|string of the guest's memory, given to the host
+---@param opts? number|fcvm.TimeoutOptions
+---@return fcvm.VM? vm, fcvm.Error? err
+function VM:balloon(size, opts) end
+
+---@param opts? number|fcvm.TimeoutOptions
+---@return table? metrics, fcvm.Error? err
+function VM:metrics(opts) end
 
 ---@param max? integer|string bytes
 ---@return string
@@ -143,6 +210,22 @@ function VM:connect(to, opts) end
 ---@param on string "unix:/path" or "tcp:127.0.0.1:80"
 ---@return fcvm.Listener?, fcvm.Error? err
 function VM:listen(on) end
+
+---@param volume fcvm.MountOptions|string "HOST:GUEST[:ro]"
+---@return fcvm.VM? self, fcvm.Error? err
+function VM:mount(volume) end
+
+---@param guest string where it is mounted
+---@param opts? { force?: boolean, wait?: number }
+---@return fcvm.VM? self, fcvm.Error? err
+function VM:unmount(guest, opts) end
+
+---@return fcvm.VolumeInfo[]?, fcvm.Error? err
+function VM:volumes() end
+
+---@param guest string where it is mounted
+---@return string?, fcvm.Error? err
+function VM:traces(guest) end
 
 ---@class fcvm.Program
 ---@field pid integer in the guest
@@ -232,8 +315,9 @@ local Snapshot = {}
 ---@field names? string[]
 ---@field limit? integer
 ---@field partial? boolean
+---@field volumes? fcvm.Volume[] mounted in each, besides those of the snapshot
 
----@overload fun(self: fcvm.Snapshot, opts?: { name?: string, timeout?: number }): fcvm.VM?, fcvm.Error?
+---@overload fun(self: fcvm.Snapshot, opts?: { name?: string, timeout?: number, volumes?: fcvm.Volume[] }): fcvm.VM?, fcvm.Error?
 ---@param n integer
 ---@param opts? fcvm.CloneOptions
 ---@return fcvm.Clones?, fcvm.Error? err
@@ -244,7 +328,7 @@ function Snapshot:clone(n, opts) end
 ---@return fcvm.Snapshot? self, fcvm.Error? err
 function Snapshot:prepare(n, opts) end
 
----@param opts? { size?: integer }
+---@param opts? { size?: integer, volumes?: fcvm.Volume[] }
 ---@return fcvm.Pool
 function Snapshot:pool(opts) end
 

@@ -11,8 +11,8 @@ local function lacks(want, text)
     assert.is_nil(text:find(want, 1, true), ("%q is in:\n%s"):format(want, text))
 end
 
-local VERBS = { "script", "repl", "run", "ls", "exec", "cp", "logs", "kill", "snapshot ls", "snapshot inspect",
-    "snapshot rm", "image ls", "image build", "image rm", "gc", "doctor" }
+local VERBS = { "script", "repl", "run", "ls", "exec", "cp", "logs", "kill", "volumes", "trace", "snapshot ls",
+    "snapshot inspect", "snapshot rm", "image ls", "image build", "image rm", "gc", "doctor" }
 
 teardown(cli.clean)
 
@@ -93,6 +93,19 @@ describe("misuse exits with 2 and", function()
         misuse("fcvm run --tty --no-tty true", "not both")
         misuse("fcvm run --env =x true", "NAME=VALUE")
         misuse("fcvm run --snapshot s --memory 1G true", "--memory has no meaning")
+        misuse("fcvm run --snapshot s --root / true", "--root has no meaning")
+        misuse("fcvm run -v src true", "volume 'src': HOST:GUEST[:ro] is wanted")
+        misuse("fcvm run -v src:work true", "an absolute path in the guest")
+        misuse("fcvm run -v src:/work:r true", "option 'r': there are ro,")
+        misuse("fcvm run -v src:/work:ro,readers=0 true", "option 'readers=0': readers= wants a number")
+        misuse("fcvm run -v src:/work:uid_map=0:1 true", "GUEST:HOST:COUNT")
+        misuse("fcvm run -v src:/work:timeout=-1 true", "timeout= wants seconds")
+        misuse("fcvm run --root= true", "--root '': a folder is wanted")
+        misuse("fcvm run " .. ("-v a:/b "):rep(33) .. "true", "33 volumes")
+        misuse("fcvm trace", "something is missing")
+        misuse("fcvm trace --lines 0 vm", "--lines 0: a number from 1 on")
+        misuse("fcvm trace --lines 3 --json vm", "not both")
+        misuse("fcvm volumes -l -q", "not both")
         misuse("fcvm cp a b", "neither side is in a VM")
         misuse("fcvm cp a:b c:d", "both sides are in a VM")
         misuse("fcvm kill", "which one?")
@@ -109,7 +122,7 @@ end)
 describe("failure exits with 1:", function()
     it("a VM that is not there", function()
         for _, verb in ipairs { "exec nobody true", "logs nobody", "logs -f nobody", "kill nobody",
-            "cp nobody:/x ." } do
+            "cp nobody:/x .", "volumes nobody", "trace nobody", "trace -n 3 nobody" } do
             local code, out, err = cli.sh("fcvm " .. verb)
             assert.equal(1, code)
             assert.equal("", out)
@@ -127,7 +140,7 @@ end)
 
 describe("listings", function()
     it("are JSON on demand", function()
-        for _, verb in ipairs { "ls", "snapshot ls", "image ls" } do
+        for _, verb in ipairs { "ls", "volumes", "snapshot ls", "image ls" } do
             local code, out = cli.sh("fcvm " .. verb .. " --json")
             assert.equal(0, code)
             assert.matches("^%[.*%]\n$", out)
@@ -140,6 +153,8 @@ describe("listings", function()
     it("say that nothing is there", function()
         assert.same({ 0, "no VM runs\n", "" }, { cli.sh "fcvm ls" })
         assert.same({ 0, "", "" }, { cli.sh "fcvm ls --quiet" })
+        assert.same({ 0, "no volume is mounted\n", "" }, { cli.sh "fcvm volumes" })
+        assert.same({ 0, "", "" }, { cli.sh "fcvm volumes --quiet" })
     end)
 end)
 
@@ -166,6 +181,33 @@ describe("completion", function()
     it("offers options", function()
         assert.equal("--memory\n", complete "fcvm run --me")
         contains("--json\n", complete "fcvm snapshot ls --")
+    end)
+    -- As bash splits a line at colons and equals signs.
+    it("offers a volume's parts", function()
+        local function volume(line)
+            local words = line:gsub("([:=])", " %1 "):gsub("  +", " ")
+            local list = {}
+            for word in (words .. "\n"):gmatch "(.-)[ \n]" do list[#list + 1] = "'" .. word .. "'" end
+            local code, out, err = cli.sh(([[
+                mkdir -p sources/inner
+                source %s
+                COMP_WORDS=(%s) COMP_CWORD=%d COMPREPLY=() COMP_LINE='%s' COMP_POINT=%d
+                _fcvm fcvm
+                printf '%%s\n' "${COMPREPLY[@]}" | sort]]):format(cli.source "csrc/host/fcvm.bash", table.concat(list, " "),
+                #list - 1, line, #line))
+            assert.equal("", err)
+            assert.equal(0, code)
+            return out
+        end
+        assert.equal("sources\n", volume "fcvm run -v sou")
+        assert.equal("sources/inner\n", volume "fcvm run --volume sources/in")
+        assert.equal("sources\n", volume "fcvm run --volume=sou")
+        assert.equal("\n", volume "fcvm run -v sources:/wo")
+        assert.equal("readers=\nro\n", volume "fcvm run -v sources:/work:r")
+        assert.equal("ro,locks=\n", volume "fcvm run -v sources:/work:ro,lo")
+        assert.equal("guest\nhost\n", volume "fcvm run -v sources:/work:ro,locks=")
+        assert.equal("--volume\n", volume "fcvm run -v sources:/work:ro --vo")
+        assert.equal("sources\n", volume "fcvm run --root sou")
     end)
     it("offers scripts", function()
         contains("clone50\n", complete "fcvm script clo")

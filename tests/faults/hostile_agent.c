@@ -32,12 +32,17 @@ static void load_modules(void)
 	FILE *f = fopen("/etc/modules-load", "r");
 
 	while (f && fgets(path, sizeof path, f)) {
-		const char *dot;
+		const char *dot, *file;
 		int fd;
 
 		path[strcspn(path, "\n")] = 0;
-		dot = strrchr(path, '.');
-		fd = open(path, O_RDONLY);
+		/* "virtio:3 /lib/...": its port's module has a condition, which holds */
+		file = strchr(path, ' ');
+		file = !file ? path : strncmp(path, "virtio:3 ", 9) == 0 ? file + 1 : NULL;
+		if (!file)
+			continue;
+		dot = strrchr(file, '.');
+		fd = open(file, O_RDONLY);
 		if (fd >= 0)
 			syscall(SYS_finit_module, fd, "", dot && strcmp(dot, ".ko") != 0 ? 4 : 0);
 		close(fd);

@@ -28,7 +28,7 @@ failures=0
 # The VMMs with this test's mark.
 vmms() {
 	grep -sla "FCVM_FAULTS=$FCVM_FAULTS" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do
-		grep -saq qemu "/proc/$pid/comm" && echo "$pid"
+		grep -saqE 'qemu|firecracker' "/proc/$pid/comm" && echo "$pid"
 	done
 	return 0
 }

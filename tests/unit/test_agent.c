@@ -4,6 +4,9 @@
  * twin). Every test starts an agent of its own and looks that it ends well.
  */
 #include <netinet/in.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
 
 #include "test_agent.h"
 
@@ -487,6 +490,28 @@ static void test_sockets(void)
 	stop(h);
 }
 
+/* On a machine without a device to be reached by it ends, and so that nobody starts it again. */
+static void test_no_device(void)
+{
+	int64_t from = fcvm_now_ns();
+	int status = -1;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+			mount("none", "/sys", "tmpfs", 0, NULL) < 0)
+			_exit(77);
+		execl(agent_path, "fcvm-agent", NULL);
+		_exit(127);
+	}
+	CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status));
+	if (WEXITSTATUS(status) == 77) {
+		printf("not without root\n");
+		return;
+	}
+	CHECK(WEXITSTATUS(status) == 3 && fcvm_now_ns() - from < INT64_C(30000000000));
+}
+
 /* What a host waits for: request to exit. */
 static void measure_exec(void)
 {
@@ -511,6 +536,7 @@ int main(void)
 		{"echo", test_echo}, {"many", test_many}, {"printer", test_printer},
 		{"signals", test_signals}, {"tty", test_tty}, {"channels", test_channels},
 		{"files", test_files}, {"leases", test_leases}, {"trees", test_trees}, {"sockets", test_sockets},
+		{"no device", test_no_device},
 		{"exec", measure_exec},
 	};
 

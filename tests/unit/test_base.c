@@ -547,6 +547,7 @@ static void test_json_read(void)
 	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *j = NULL;
 	struct fcvm_err err = FCVM_ERR_INIT;
 	const struct fcvm_json *a;
+	const char *key = NULL;
 
 	CHECK(parse(" {\"s\":\"t\\u00e9\",\"i\":-9007199254740993,\"b\":true,\"n\":null,\"r\":1.5,"
 		    "\"a\":[1,\"two\"]} ", &j, &err) == 0 && err.code == 0);
@@ -562,6 +563,12 @@ static void test_json_read(void)
 	CHECK(strcmp(fcvm_json_text(fcvm_json_at(a, 1)), "two") == 0 && !fcvm_json_text(a));
 	CHECK(!fcvm_json_at(a, 2) && !fcvm_json_at(j, 0) && !fcvm_json_at(NULL, 0));
 	CHECK(!fcvm_json_get(a, "x") && !fcvm_json_get(NULL, "x") && fcvm_json_int(NULL, "x", 3) == 3);
+	CHECK(fcvm_json_next(j, &key) == fcvm_json_get(j, "s") && strcmp(key, "s") == 0);
+	for (unsigned i = 1; i < 6; i++)
+		CHECK(fcvm_json_next(j, &key));
+	CHECK(strcmp(key, "a") == 0 && !fcvm_json_next(j, &key));
+	key = NULL;
+	CHECK(!fcvm_json_next(a, &key) && !fcvm_json_next(NULL, &key) && !key);
 }
 
 static void test_json_hostile(void)
@@ -760,6 +767,15 @@ static void test_errors(void)
 	close(p[0]);
 }
 
+static void test_empty_append(void)
+{
+	struct fcvm_buf b = {.data = NULL};
+
+	CHECK(fcvm_buf_append(&b, "", 0) == 0 && b.size == 0);
+	CHECK(fcvm_buf_append(&b, "x", 1) == 0 && fcvm_buf_append(&b, NULL, 0) == 0 && b.size == 1);
+	fcvm_buf_done(&b);
+}
+
 int main(void)
 {
 	if (!mkdtemp(folder))
@@ -784,5 +800,6 @@ int main(void)
 	test_buffer();
 	test_errors();
 	fcvm_tree_remove(AT_FDCWD, folder);
+	test_empty_append();
 	CHECK_DONE();
 }

@@ -30,7 +30,8 @@ static const char *kernel, *initrd;
 static struct fcvm_err err;
 
 struct guest {
-	char name[24], dir[128];
+	char name[24], dir[128], shared[200];
+	struct vmm_drive drives[2];
 	int dirfd;
 	struct vmm *v;
 	struct fcvm_node *node;
@@ -61,13 +62,37 @@ static struct fcvm_until in_ms(int ms)
 
 /* ---- a guest ---- */
 
+enum { DISK = 1 << 20 };
+
+/* Two disks: one that all share, and one of its own in its folder, empty. */
+static void make_drives(struct guest *g)
+{
+	char path[200];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/shared.img", top);
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd >= 0)
+		CHECK(write(fd, "shared\n", 7) == 7 && ftruncate(fd, DISK) == 0);
+	fcvm_close(fd);
+	snprintf(g->shared, sizeof g->shared, "%s", path);
+	snprintf(path, sizeof path, "%s/disk0", g->dir);
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	CHECK(fd >= 0 && ftruncate(fd, DISK) == 0);
+	fcvm_close(fd);
+	g->drives[0] = (struct vmm_drive){.path = g->shared, .readonly = true};
+	g->drives[1] = (struct vmm_drive){.path = "disk0"};
+}
+
 static struct vmm_machine machine_of(struct guest *g, const char *name)
 {
 	snprintf(g->name, sizeof g->name, "%s", name);
 	snprintf(g->dir, sizeof g->dir, "%s/%s", top, name);
 	mkdir(g->dir, 0700);
 	g->dirfd = open(g->dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	make_drives(g);
 	return (struct vmm_machine){.node = local, .name = g->name, .dir = g->dir, .dirfd = g->dirfd,
+		.drives = g->drives, .ndrives = 2,
 		.memory = MEMORY, .vcpus = getenv("FCVM_TEST_VCPUS") ? atoi(getenv("FCVM_TEST_VCPUS")) : 1};
 }
 
@@ -81,7 +106,7 @@ static bool meet(struct guest *g, uint64_t generation)
 		return false;
 	if (OK(fcvm_node_agent(&g->node, local, fd, g->name, generation, &until, &err)))
 		return true;
-	ops->tail(g->v, tail, sizeof tail);
+	fcvm_vmm_tail(g->v, tail, sizeof tail);
 	fprintf(stderr, "%s\n", tail);
 	return false;
 }
@@ -100,7 +125,7 @@ static bool boot(struct guest *g, const char *name)
 static void end(struct guest *g)
 {
 	fcvm_node_unref(fcvm_steal_ptr(g->node));
-	ops->free(fcvm_steal_ptr(g->v));
+	fcvm_vmm_free(fcvm_steal_ptr(g->v));
 	g->dirfd = fcvm_close(g->dirfd);
 }
 
@@ -161,7 +186,7 @@ static bool clone_of(struct guest *g, const char *name, const char *snapshot)
 	struct vmm_machine m = machine_of(g, name);
 	struct fcvm_until until = in_ms(60000);
 	int64_t start = fcvm_now_ns();
-	double wait, restore, resume;
+	double wait, restore;
 
 	paths_of(snapshot, memory, state);
 	m.memory_file = memory;
@@ -173,13 +198,9 @@ static bool clone_of(struct guest *g, const char *name, const char *snapshot)
 		return false;
 	restore = ms_since(start);
 	start = fcvm_now_ns();
-	if (!OK(ops->resume(g->v, &until, &err)))
-		return false;
-	resume = ms_since(start);
-	start = fcvm_now_ns();
 	if (!meet(g, 0))
 		return false;
-	printf("clone %s: start %.1f ms, restore %.1f, resume %.1f, agent %.1f\n", name, wait, restore, resume,
+	printf("clone %s: start %.1f ms, restore %.1f, agent %.1f\n", name, wait, restore,
 		ms_since(start));
 	return true;
 }
@@ -258,6 +279,36 @@ static void test_clones(struct guest *alpha)
 	end(&four);
 }
 
+/* What is on the first sectors of a guest's own disk, as this host sees it. */
+static bool disk_says(const struct guest *g, const char *text)
+{
+	char path[200], found[16] = "";
+	int fd;
+
+	snprintf(path, sizeof path, "%s/disk0", g->dir);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	CHECK(fd >= 0 && read(fd, found, sizeof found - 1) > 0);
+	fcvm_close(fd);
+	return strcmp(found, text) == 0;
+}
+
+/* Each has its own, and all have the shared one, which nobody can write to. */
+static void test_drives(struct guest *alpha)
+{
+	struct guest one = {.dirfd = -1};
+
+	CHECK(strcmp(sh(alpha, "head -n 1 /dev/vda"), "shared") == 0);
+	CHECK(strcmp(sh(alpha, "echo no 2>/dev/null >/dev/vda && echo written; true"), "") == 0);
+	CHECK(strcmp(sh(alpha, "echo alpha >/dev/vdb; sync; head -n 1 /dev/vdb"), "alpha") == 0);
+	CHECK(disk_says(alpha, "alpha\n"));
+	if (snapshot(alpha, "disks") && clone_of(&one, "disked", "disks")) {
+		CHECK(disk_says(&one, ""));
+		CHECK(strcmp(sh(&one, "head -n 1 /dev/vda; echo one >/dev/vdb; sync"), "shared") == 0);
+		CHECK(disk_says(&one, "one\n") && disk_says(alpha, "alpha\n"));
+	}
+	end(&one);
+}
+
 static void test_states(struct guest *g)
 {
 	struct fcvm_until until = in_ms(5000);
@@ -301,14 +352,14 @@ static void test_death(struct guest *g)
 	struct fcvm_exit e;
 	int64_t start = fcvm_now_ns();
 
-	ops->kill(g->v);
+	fcvm_vmm_kill(g->v);
 	CHECK(ms_since(start) < 100);
 	CHECK(ops->pause(g->v, &until, &err) < 0);
 	CHECK(strstr(err.message, "signal 9 ended QEMU") && strstr(err.message, g->name) == err.message);
 	CHECK(strstr(err.detail, "Linux version") || strstr(err.detail, "fcvm-agent"));
 	CHECK(ops->resume(g->v, &until, &err) < 0);
 	CHECK(ms_since(start) < 3000);
-	OK(ops->wait_exit(g->v, &until, &e, &err));
+	OK(fcvm_vmm_wait_exit(g->v, &until, &e, &err));
 	CHECK(e.signal == SIGKILL);
 	printf("as wanted: %s\n", err.message);
 }
@@ -352,16 +403,20 @@ static void test_panic(void)
 	struct vmm_machine m = machine_of(&g, "panic");
 	struct fcvm_until until = in_ms(60000);
 	struct fcvm_exit e = {.code = -1};
+	struct vmm *copy = NULL;
 	char tail[4097];
 
 	m.kernel = kernel;
 	if (!OK(ops->boot(&m, &probe, &until, &g.v, &err)))
 		return;
-	OK(ops->wait_exit(g.v, &until, &e, &err)); /* it reboots, which ends it */
+	m.drives = &(struct vmm_drive){.path = "shared"};
+	m.ndrives = 1;
+	CHECK(ops->fork(g.v, &m, &until, &copy, &err) == -EOPNOTSUPP && strstr(err.message, "drive shared") && !copy);
+	OK(fcvm_vmm_wait_exit(g.v, &until, &e, &err)); /* it reboots, which ends it */
 	CHECK(e.code == 0 && e.signal == 0);
 	CHECK(ops->pause(g.v, &until, &err) < 0 && strstr(err.message, "QEMU ended with status 0"));
 	CHECK(strstr(err.detail, "Kernel panic"));
-	CHECK(ops->tail(g.v, tail, sizeof tail) > 1000 && strstr(tail, "Kernel panic"));
+	CHECK(fcvm_vmm_tail(g.v, tail, sizeof tail) > 1000 && strstr(tail, "Kernel panic"));
 	end(&g);
 }
 
@@ -375,9 +430,16 @@ static void test_wrong_library(void)
 
 	paths_of("short", memory, state);
 	m.memory_file = memory;
-	other.library = (char *)"/nonexistent/libfcvm-ram.so";
+	other.own = fcvm_json_object();
+	fcvm_json_set_string(other.own, "library", "/nonexistent/libfcvm-ram.so");
+	fcvm_json_set_bool(other.own, "file_uri", fcvm_json_bool(probe.own, "file_uri", false));
+	if (fcvm_json_get(probe.own, "data_dir"))
+		fcvm_json_set_string(other.own, "data_dir", fcvm_json_string(probe.own, "data_dir", ""));
+	if (fcvm_json_get(probe.own, "env"))
+		fcvm_json_set(other.own, "env", fcvm_json_take(probe.own, "env"));
 	CHECK(ops->wait(&m, &other, &until, &g.v, &err) < 0 && !g.v);
 	printf("as wanted: %s\n", err.message);
+	fcvm_json_free(other.own);
 	end(&g);
 }
 
@@ -420,10 +482,10 @@ int main(void)
 	if (fcvm_node_local(&local, &err) < 0)
 		return skip(err.message);
 	start = fcvm_now_ns();
-	if (ops->probe(local, getenv("FCVM_TEST_ACCEL"), NULL, &probe, &err) < 0)
+	if (ops->probe(local, getenv("FCVM_TEST_ACCEL"), NULL, NULL, &probe, &err) < 0)
 		return skip(err.message);
 	printf("%s %s, %s (%s), file: %s, TSC %llu kHz; probed in %.0f ms\n", probe.binary, probe.version, probe.accel,
-		probe.why, probe.file_uri ? "yes" : "no", (unsigned long long)probe.tsc_khz, ms_since(start));
+		probe.why, fcvm_json_bool(probe.own, "file_uri", false) ? "yes" : "no", (unsigned long long)probe.tsc_khz, ms_since(start));
 	snprintf(top, sizeof top, "%s/fcvm-qemu-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
 	if (!mkdtemp(top) || !prepare_kernel())
 		return skip(err.message);
@@ -432,6 +494,7 @@ int main(void)
 		printf("boot to agent: %.0f ms\n", ms_since(start));
 		test_states(&alpha);
 		test_no_way_to_rename(&alpha);
+		test_drives(&alpha);
 		test_clones(&alpha);
 		test_death(&alpha);
 	}

@@ -309,7 +309,7 @@ static char *replaced(const char *text, const char *what, const char *with)
 static void test_damaged_members(const char *dir, const char *text)
 {
 	static const char *const changes[][3] = {
-		{"\"format\": 1", "\"format\": 2", "newer"},
+		{"\"format\": 3", "\"format\": 4", "newer"},
 		{"\"format\"", "\"formal\"", "\"format\""},
 		{"\"driver\": \"qemu\"", "\"driver\": \"\"", "\"driver\" is empty"},
 		{"\"driver\": \"qemu\"", "\"driver\": 1", "\"driver\""},

@@ -194,7 +194,7 @@ static void test_going_on(void)
 
 static void damage(const char *dir, const char *name, off_t at, const char *text)
 {
-	char path[512];
+	char path[600];
 	int fd;
 
 	snprintf(path, sizeof path, "%s/%s", dir, name);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/kvm.h"
 #include "check.h"
 #include "vmm/qemu_private.h"
 #include "vmm/vmm_private.h"
@@ -50,13 +51,22 @@ static const char *after(const struct qemu_args *a, const char *option)
 	return "";
 }
 
+static bool has(const struct qemu_args *a, const char *word)
+{
+	for (unsigned i = 0; i < a->nargv; i++)
+		if (strcmp(a->argv[i], word) == 0)
+			return true;
+	return false;
+}
+
 static void test_args(void)
 {
-	struct vmm_probe p = {.binary = "/q", .accel = "tcg", .library = "/lib/x.so", .tsc_khz = 1234567};
+	struct vmm_probe p = {.binary = "/q", .accel = "tcg", .own = fcvm_json_object(), .tsc_khz = 1234567};
 	struct vmm_machine m = {.name = "a,b", .memory = 64 << 20, .vcpus = 2, .kernel = "/k,1", .initrd = "/i",
 		.cmdline = "x=1"};
 	struct qemu_args a;
 
+	fcvm_json_set_string(p.own, "library", "/lib/x.so");
 	CHECK(fcvm_qemu_args_make(&a, &m, &p, false, "/m,n", &err) == 0);
 	CHECK(strcmp(after(&a, "-name"), "guest=a,,b") == 0);
 	CHECK(strstr(after(&a, "-object"), "size=67108864,share=on,mem-path=/m,,n"));
@@ -73,19 +83,31 @@ static void test_args(void)
 	CHECK(a.nenv == 3 && strcmp(a.env[2], FCVM_RAM_ENV_PRIVATE "=/m,n") == 0);
 	fcvm_qemu_args_done(&a);
 
+	m.drives = (const struct vmm_drive[]){{"/d,1", true}, {"disk1", false}};
+	m.ndrives = 2;
+	m.dir = "/run/x";
+	CHECK(fcvm_qemu_args_make(&a, &m, &p, true, "/m,n", &err) == 0);
+	CHECK(strstr(after(&a, "-blockdev"), "node-name=drive0,read-only=on") &&
+		strstr(after(&a, "-blockdev"), "file.filename=/d,,1"));
+	CHECK(has(&a, "virtio-blk-device,drive=drive1"));
+	fcvm_qemu_args_done(&a);
+	m.ndrives = 0;
+
 	p.accel = "kvm";
 	CHECK(fcvm_qemu_args_make(&a, &m, &p, false, "/m", &err) == 0);
-	CHECK(!strstr(after(&a, "-append"), "tsc") && strcmp(after(&a, "-cpu"), "host") == 0 &&
+	CHECK(!strstr(after(&a, "-append"), "tsc") && strcmp(after(&a, "-cpu"), "host,svm=off,vmx=off") == 0 &&
 		!strstr(after(&a, "-machine"), "pit="));
 	fcvm_qemu_args_done(&a);
 
-	p.library = "/a folder/x.so"; /* the dynamic linker takes a space for the end */
+	/* The dynamic linker takes a space for the end. */
+	fcvm_json_set_string(p.own, "library", "/a folder/x.so");
 	CHECK(fcvm_qemu_args_make(&a, &m, &p, false, "/m", &err) == -EINVAL);
 	fcvm_qemu_args_done(&a);
-	p.library = "/x.so";
+	fcvm_json_set_string(p.own, "library", "/x.so");
 	m.memory += 4096;
 	CHECK(fcvm_qemu_args_make(&a, &m, &p, false, "/m", &err) == -EINVAL);
 	fcvm_qemu_args_done(&a);
+	fcvm_json_free(p.own);
 }
 
 /* ---- a lying preload library ---- */

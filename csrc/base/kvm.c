@@ -24,8 +24,8 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/kvm.h"
 #include "base/until.h"
-#include "vmm/vmm.h"
 
 #ifndef CLONE_PIDFD
 #define CLONE_PIDFD 0x1000
@@ -35,7 +35,9 @@ enum { WAIT_PIDFD = 3 };
 enum {
 	LOOPS = 100000,
 	LIMIT_MS = 1000, /* then it hangs */
-	SLOW_US = 20000, /* hardware takes far less than 1 ms, software 135 */
+	QUICK_US = 1000, /* what hardware never exceeds */
+	SLOW_US = 20000, /* nested in an emulated machine 1 ms, software 110 to 135 */
+	RUNS = 3,        /* at most, as long as none was quick */
 	MEMORY = 64 * 1024,
 };
 
@@ -58,6 +60,7 @@ static const uint8_t code[] = {
 	0xff, 0xc9,                                                   /* dec ecx */
 	0x75, 0xfc,                                                   /* jnz dec */
 	0xf4,                                                         /* hlt */
+	0xeb, 0xf4,                                                   /* jmp to the beginning */
 };
 
 /* The first 2 MiB mapped to themselves, and the program. */
@@ -100,16 +103,30 @@ static int64_t cpu_ns(void)
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 }
 
-static int run(int vcpu, struct kvm_run *shared, struct outcome *o)
+static int run_once(int vcpu, struct kvm_run *shared, struct outcome *o)
 {
 	int64_t start = cpu_ns();
+	uint64_t us;
 
 	while (ioctl(vcpu, KVM_RUN, 0) < 0)
 		if (errno != EINTR && errno != EAGAIN)
 			return -errno;
-	o->us = (cpu_ns() - start) / 1000;
+	us = (cpu_ns() - start) / 1000;
+	o->us = us < o->us ? us : o->us;
 	o->exit_reason = shared->exit_reason;
 	return shared->exit_reason == KVM_EXIT_HLT ? 0 : -EIO;
+}
+
+/* The first time may be slow because of what is done once: where the processor is emulated, as in the KVM lab, it
+ * translates the loop. A software KVM is as slow every time. */
+static int run(int vcpu, struct kvm_run *shared, struct outcome *o)
+{
+	int k = 0;
+
+	o->us = UINT64_MAX;
+	for (unsigned i = 0; k == 0 && i < RUNS && o->us > QUICK_US; i++)
+		k = run_once(vcpu, shared, o);
+	return k;
 }
 
 static int try_kvm(struct outcome *o)
@@ -216,11 +233,12 @@ static const char *const steps[] = {
 
 static int judge(const struct outcome *o, int ran, char *why, size_t size)
 {
-	if (ran == -ETIMEDOUT) {
+	/* Where the processor is emulated and busy, tearing the VM down may take longer than running it. */
+	if (ran == -ETIMEDOUT && o->step != STEP_DONE) {
 		snprintf(why, size, "KVM hangs: %s did not return in %d ms", steps[o->step], LIMIT_MS);
 		return -ETIMEDOUT;
 	}
-	if (ran < 0) {
+	if (ran < 0 && o->step != STEP_DONE) {
 		snprintf(why, size, "start the KVM probe: %s", strerror(-ran));
 		return ran;
 	}

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: MIT */
+/* A VM's volumes: mounted, brought to rest and back, saved, restored; unmounted. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fail.h"
+#include "base/fd.h"
+#include "core/vm.h"
+#include "fusepipe/control.h"
+
+enum { DEFAULT_MOUNT_MS = 30000, UNDO_MS = 2000 };
+
+/* ---- servers ---- */
+
+static unsigned trace_rate(void)
+{
+	const char *env = getenv("FCVM_FUSE_TRACE_RATE");
+
+	return env ? (unsigned)strtoul(env, NULL, 10) : 0;
+}
+
+/* The same ranges in the server's words. */
+static struct fcvm_fuse_ids *server_ids(const struct fcvm_manifest_ids *from, size_t n)
+{
+	struct fcvm_fuse_ids *ids = calloc(n + 1, sizeof *ids);
+
+	for (size_t i = 0; ids && i < n; i++)
+		ids[i] = (struct fcvm_fuse_ids){from[i].guest, from[i].host, from[i].count};
+	return ids;
+}
+
+/* state: what another has saved; NULL: it begins with nothing. */
+static int start_server(struct fcvm_vm *vm, size_t i, const char *state, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	_cleanup_free_ struct fcvm_fuse_ids *uids = server_ids(c->uids, c->nuids), *gids = server_ids(c->gids, c->ngids);
+	_cleanup_free_ char *name = fcvm_asprintf("%s:%s", vm->name, c->guest), *program = NULL;
+	struct fcvm_volume_config config = {
+		.serve = {.folder = c->host, .readonly = c->readonly, .devices = c->devices, .local_locks = c->local_locks,
+			.uids = uids, .nuids = (unsigned)c->nuids, .gids = gids, .ngids = (unsigned)c->ngids,
+			.timeout_s = c->timeout_s, .ready_fd = -1},
+		.name = name,
+		.dirfd = vm->folder.lease.dirfd,
+		.number = c->number,
+		.state_file = state,
+	};
+	struct fcvm_volume *handle;
+	int r = uids && gids && name ? fcvm_store_libexec("fcvm-volume", &program, err)
+				     : fcvm_fail_errno(err, -ENOMEM, "%s: volume at %s", vm->name, c->guest);
+
+	if (r < 0)
+		return r;
+	config.program = program;
+	r = fcvm_volume_start(&handle, runtime_node(vm->rt), &config, until, err);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&vm->lock);
+	vm->volumes.server[i] = (struct volume_server){.handle = handle};
+	pthread_mutex_unlock(&vm->lock);
+	return 0;
+}
+
+static void end_server(struct fcvm_vm *vm, size_t i)
+{
+	struct fcvm_volume *handle;
+
+	pthread_mutex_lock(&vm->lock);
+	handle = vm->volumes.server[i].handle;
+	vm->volumes.server[i] = (struct volume_server){.handle = NULL};
+	pthread_mutex_unlock(&vm->lock);
+	fcvm_volume_free(handle);
+}
+
+void volumes_end(struct fcvm_vm *vm)
+{
+	for (size_t i = 0; i < vm->volumes.n; i++)
+		end_server(vm, i);
+}
+
+/* ---- streams ---- */
+
+/* A stream to the pump of volume `number`, by the agent's link: the pump listens on nothing else. */
+static int connect_stream(struct fcvm_vm *vm, unsigned number, const struct fcvm_until *until, int *ret, struct fcvm_err *err)
+{
+	char address[64];
+
+	snprintf(address, sizeof address, "unix:@" FCVM_FUSE_ADDRESS, number);
+	return fcvm_node_connect(vm->agent, address, until, ret, err);
+}
+
+/* One for each reader. */
+static int connect_server(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	int streams[FCVM_MANIFEST_READERS];
+	unsigned n = 0;
+	int r = 0;
+
+	while (n < c->readers && r == 0) {
+		r = connect_stream(vm, c->number, until, &streams[n], err);
+		if (r == 0)
+			n++;
+	}
+	if (r < 0) {
+		while (n > 0)
+			fcvm_close(streams[--n]);
+		fcvm_fail_prefix(err, "%s: volume at %s", vm->name, c->guest);
+		return r;
+	}
+	r = fcvm_volume_attach(vm->volumes.server[i].handle, streams, n, until, err);
+	if (r == 0)
+		vm->volumes.server[i].quiet = false;
+	return r;
+}
+
+/* ---- mounting ---- */
+
+static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	struct fcvm_until undo = fcvm_until_ms(UNDO_MS, -1);
+	char source[32];
+	struct fcvm_mount m = {
+		.number = c->number,
+		.source = source,
+		.target = c->root ? VOLUME_ROOT : c->guest,
+		.readonly = c->readonly,
+		.readers = c->readers,
+		.trace_rate = trace_rate(),
+	};
+	int r = start_server(vm, i, NULL, until, err);
+
+	snprintf(source, sizeof source, "volume-%u", c->number);
+	if (r < 0)
+		return r;
+	r = fcvm_node_mount(vm->agent, &m, until, err);
+	if (r == 0) {
+		r = connect_server(vm, i, until, err);
+		if (r == 0 && c->root)
+			r = fcvm_node_switch_root(vm->agent, VOLUME_ROOT, until, err);
+		if (r < 0)
+			fcvm_node_unmount(vm->agent, m.target, true, &undo, NULL);
+	}
+	if (r < 0)
+		end_server(vm, i);
+	return r;
+}
+
+int volumes_mount(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = 0;
+
+	/* The root is the first of them. */
+	for (size_t i = 0; i < vm->volumes.n && r == 0; i++)
+		r = mount_one(vm, i, until, err);
+	return r;
+}
+
+int volumes_restore(struct fcvm_vm *vm, const char *states, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < vm->volumes.n && r == 0; i++) {
+		_cleanup_free_ char *state = fcvm_asprintf("%s/volume-%u.state", states, vm->volumes.config[i].number);
+
+		r = state ? start_server(vm, i, state, until, err) : fcvm_fail_errno(err, -ENOMEM, "%s: restore", vm->name);
+		if (r == 0)
+			r = connect_server(vm, i, until, err);
+	}
+	return r;
+}
+
+/* ---- standing still ---- */
+
+int volumes_pause(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_until undo = fcvm_until_ms(UNDO_MS, -1);
+	int r = 0;
+
+	for (size_t i = 0; i < vm->volumes.n && r == 0; i++) {
+		struct volume_server *s = &vm->volumes.server[i];
+
+		if (!s->handle)
+			continue;
+		if (!s->quiet)
+			r = fcvm_volume_pause(s->handle, until, err);
+		s->quiet = r == 0;
+	}
+	if (r < 0)
+		volumes_go_on(vm, false, &undo, NULL);
+	return r;
+}
+
+int volumes_save(struct fcvm_vm *vm, const char *states, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < volumes_mounted(&vm->volumes) && r == 0; i++) {
+		const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+		_cleanup_free_ char *state = fcvm_asprintf("%s/volume-%u.state", states, c->number);
+
+		if (!state)
+			r = fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
+		else if (!vm->volumes.server[i].quiet)
+			r = fcvm_fail(err, -EBUSY, "%s: volume at %s did not come to rest when the VM was paused; resume it first",
+				vm->name, c->guest);
+		else
+			r = fcvm_volume_save(vm->volumes.server[i].handle, state, until, err);
+	}
+	return r;
+}
+
+int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < vm->volumes.n; i++) {
+		struct volume_server *s = &vm->volumes.server[i];
+		int one = 0;
+
+		if (s->handle && s->quiet)
+			one = cut ? connect_server(vm, i, until, r < 0 ? NULL : err)
+				  : fcvm_volume_resume(s->handle, until, r < 0 ? NULL : err);
+		if (one == 0)
+			s->quiet = false;
+		else if (r == 0)
+			r = one;
+	}
+	return r;
+}
+
+/* ---- the calls ---- */
+
+static int mount_another(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, const struct fcvm_until *until,
+	struct fcvm_err *err)
+{
+	size_t i = vm->volumes.n;
+	int r;
+
+	pthread_mutex_lock(&vm->lock);
+	r = volume_configure(&vm->volumes, vm->name, v, err);
+	pthread_mutex_unlock(&vm->lock);
+	if (r < 0)
+		return r;
+	r = mount_one(vm, i, until, err);
+	if (r == 0)
+		return vm_publish(vm, "running", err);
+	pthread_mutex_lock(&vm->lock);
+	volume_forget(&vm->volumes, i);
+	pthread_mutex_unlock(&vm->lock);
+	return r;
+}
+
+int fcvm_vm_mount(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, int64_t timeout_ms, struct fcvm_err *err)
+{
+	struct fcvm_until until = call_until(timeout_ms, DEFAULT_MOUNT_MS);
+	_cleanup_(cleanup_fcvm_node_unref) struct fcvm_node *agent = NULL;
+	int r = vm_begin(vm, 1u << FCVM_VM_RUNNING, "mount", err);
+
+	if (r < 0)
+		return r;
+	r = vm_agent(vm, "mount", &agent, err);
+	if (r == 0)
+		r = vm_explain(vm, mount_another(vm, v, &until, err), "mount", err);
+	vm_finish(vm, FCVM_VM_RUNNING);
+	return r;
+}
+
+/* What the guest has unmounted itself is no failure, nor what ended with its server. */
+static int unmount_one(struct fcvm_vm *vm, size_t i, bool force, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	struct fcvm_err why = FCVM_ERR_INIT;
+	int r;
+
+	if (c->root)
+		return fcvm_fail(err, -EBUSY, "%s: unmount /: it is the guest's root; it goes with the VM", vm->name);
+	r = fcvm_node_unmount(vm->agent, c->guest, force, until, &why);
+	if (r < 0 && r != -EINVAL && r != -ENOENT) {
+		if (err)
+			*err = why;
+		return r;
+	}
+	end_server(vm, i);
+	pthread_mutex_lock(&vm->lock);
+	volume_forget(&vm->volumes, i);
+	pthread_mutex_unlock(&vm->lock);
+	return vm_publish(vm, "running", err);
+}
+
+int fcvm_vm_unmount(struct fcvm_vm *vm, const char *guest, bool force, int64_t timeout_ms, struct fcvm_err *err)
+{
+	struct fcvm_until until = call_until(timeout_ms, DEFAULT_MOUNT_MS);
+	_cleanup_(cleanup_fcvm_node_unref) struct fcvm_node *agent = NULL;
+	int r = vm_begin(vm, 1u << FCVM_VM_RUNNING, "unmount", err), i;
+
+	if (r < 0)
+		return r;
+	r = vm_agent(vm, "unmount", &agent, err);
+	i = volume_find(&vm->volumes, guest);
+	if (r == 0 && i < 0)
+		r = fcvm_fail(err, -ENOENT, "%s: unmount %.200s: no volume is mounted there; 'fcvm volumes %s' shows those that are",
+			vm->name, guest, vm->name);
+	if (r == 0)
+		r = vm_explain(vm, unmount_one(vm, (size_t)i, force, &until, err), "unmount", err);
+	vm_finish(vm, FCVM_VM_RUNNING);
+	return r;
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The guest half of a volume: a mount of the kernel's FUSE, and a pump that carries its messages to the host and back
+ * (host/host.h says how a stream looks, control.h what the halves tell each other). It knows nothing of what the
+ * messages mean.
+ *
+ * For the static agent: no library but libc; one process for each volume, so that a slow volume is nobody else's
+ * trouble.
+ */
+#ifndef FUSEPIPE_GUEST_GUEST_H
+#define FUSEPIPE_GUEST_GUEST_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+
+enum { FCVM_FUSE_MAX_READERS = 256 };
+
+/*
+ * Mounts on the folder `target`; `source` is what /proc/mounts shows first. Returns the device, to be pumped, or
+ * -errno. Before it is pumped every look at the folder waits.
+ */
+int fcvm_fuse_mount(const char *source, const char *target, bool readonly, struct fcvm_err *err);
+
+struct fcvm_fuse_pump {
+	int device;          /* fcvm_fuse_mount()'s; taken */
+	unsigned readers;    /* 1 to FCVM_FUSE_MAX_READERS; the first has the device, each further one a clone of it */
+	const int *streams;  /* one for each reader; taken. NULL: they come to the listener */
+	int listener;        /* a listening socket, taken; or -1 */
+	pid_t peer;          /* who may connect (SO_PEERCRED): this process, as our user; 0: anybody */
+	int end_fd;          /* once it is readable, it is over: -ECANCELED; borrowed, or -1 */
+	unsigned trace_rate; /* every Nth request of a reader; 0: none */
+};
+
+/*
+ * Carries messages until the volume is unmounted (0), or until a stream ends or breaks the rules, or a connection to the
+ * device does (-errno): then for all readers, and whatever the kernel still waits for fails with ENOTCONN or
+ * ECONNABORTED. But a stream that ends while its reader is quiet (control.h) only makes that wait for the next one, if
+ * there is a listener. SIGPIPE must be ignored. When it returns all are closed.
+ */
+int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err);
+
+#endif

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The pump: a thread for each reader (reader.c), and the calling thread, which waits for connections. One becomes a
+ * reader's stream once it has said which reader's (struct fcvm_fuse_greeting). The end of one reader is the end of all:
+ * the kernel ends a connection only when the last of its devices is closed, and until then callers of the one that is
+ * gone would wait.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fail.h"
+#include "base/fd.h"
+#include "base/until.h"
+#include "fusepipe/abi.h"
+#include "fusepipe/control.h"
+#include "fusepipe/guest/guest.h"
+#include "fusepipe/guest/reader.h"
+
+enum {
+	STACK = 64 * 1024,      /* of which a page is used */
+	GREETING_MS = 30 * 1000,
+	GUESTS = FCVM_FUSE_MAX_READERS, /* that have not greeted yet */
+	FDS_EACH = 4,           /* device, stream, epoll, and a connection on its way */
+};
+
+/* A connection that is yet to say whose it is. */
+struct caller {
+	int fd;
+	int64_t deadline_ns;
+	size_t got;
+	struct fcvm_fuse_greeting greeting;
+};
+
+struct door {
+	const struct fcvm_fuse_pump *config;
+	struct pump *pump;
+	struct reader *readers;
+	struct caller *callers; /* [GUESTS], the oldest first */
+	struct pollfd *polled;  /* [3 + GUESTS] */
+	unsigned n;
+};
+
+void pump_end(struct pump *p, int why)
+{
+	int none = 0;
+
+	if (atomic_compare_exchange_strong(&p->why, &none, why))
+		fcvm_fd_write_full(p->stop, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+/* ---- connections ---- */
+
+static void forget_caller(struct door *d, unsigned i)
+{
+	d->n--;
+	memmove(&d->callers[i], &d->callers[i + 1], (d->n - i) * sizeof d->callers[0]);
+}
+
+static bool may_connect(const struct fcvm_fuse_pump *config, int fd)
+{
+	struct ucred peer;
+	socklen_t size = sizeof peer;
+
+	return !config->peer || (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
+					peer.pid == config->peer && peer.uid == geteuid());
+}
+
+static void accept_caller(struct door *d)
+{
+	int fd = accept4(d->config->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (!may_connect(d->config, fd)) {
+		fcvm_close(fd);
+		return;
+	}
+	if (d->n == GUESTS) {
+		fcvm_close(d->callers[0].fd);
+		forget_caller(d, 0);
+	}
+	d->callers[d->n++] = (struct caller){.fd = fd, .deadline_ns = fcvm_now_ns() + GREETING_MS * INT64_C(1000000)};
+}
+
+/* True: nothing more is to be heard from it here. */
+static bool hear_caller(struct door *d, struct caller *c)
+{
+	ssize_t n = read(c->fd, (char *)&c->greeting + c->got, sizeof c->greeting - c->got);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return false;
+	if (n > 0)
+		c->got += (size_t)n;
+	if (n > 0 && c->got < sizeof c->greeting)
+		return false;
+	if (n > 0 && c->greeting.magic == FCVM_FUSE_GREETING_MAGIC && c->greeting.reader < d->config->readers)
+		reader_offer(&d->readers[c->greeting.reader], c->fd);
+	else
+		fcvm_close(c->fd);
+	return true;
+}
+
+/* Until the next of them has waited for too long. */
+static int patience_ms(const struct door *d)
+{
+	int64_t left = d->n ? (d->callers[0].deadline_ns - fcvm_now_ns()) / 1000000 + 1 : 0;
+
+	return !d->n ? -1 : left < 0 ? 0 : (int)left;
+}
+
+static void poll_door(struct door *d)
+{
+	unsigned n = d->n;
+
+	d->polled[0] = (struct pollfd){.fd = d->pump->stop, .events = POLLIN};
+	d->polled[1] = (struct pollfd){.fd = d->config->end_fd, .events = POLLIN};
+	d->polled[2] = (struct pollfd){.fd = d->config->listener, .events = POLLIN};
+	for (unsigned i = 0; i < n; i++)
+		d->polled[3 + i] = (struct pollfd){.fd = d->callers[i].fd, .events = POLLIN};
+	if (poll(d->polled, 3 + n, patience_ms(d)) < 0)
+		return;
+	if (d->polled[1].revents)
+		pump_end(d->pump, -ECANCELED);
+	/* From the last on: those before keep their places. */
+	for (unsigned i = n; i-- > 0;) {
+		if (d->polled[3 + i].revents && hear_caller(d, &d->callers[i]))
+			forget_caller(d, i);
+	}
+	while (d->n && d->callers[0].deadline_ns <= fcvm_now_ns()) {
+		fcvm_close(d->callers[0].fd);
+		forget_caller(d, 0);
+	}
+	if (d->polled[2].revents)
+		accept_caller(d);
+}
+
+/* Until it is over. */
+static void mind_door(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers)
+{
+	_cleanup_free_ struct caller *callers = config->listener < 0 ? NULL : calloc(GUESTS, sizeof *callers);
+	struct pollfd polled[3 + GUESTS];
+	struct door d = {.config = config, .pump = p, .readers = readers, .callers = callers, .polled = polled};
+
+	if (config->listener >= 0 && !callers)
+		pump_end(p, -ENOMEM);
+	while (!atomic_load(&p->why))
+		poll_door(&d);
+	while (d.n)
+		fcvm_close(callers[--d.n].fd);
+}
+
+/* ---- start and end ---- */
+
+static void *run_reader(void *arg)
+{
+	reader_run(arg);
+	return NULL;
+}
+
+static int clone_device(int device)
+{
+	_cleanup_close_ int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	uint32_t of = (uint32_t)device;
+
+	if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &of))
+		return -errno;
+	return fcvm_steal_fd(clone);
+}
+
+static int start_thread(struct reader *r)
+{
+	pthread_attr_t attr;
+	int result;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK);
+	result = pthread_create(&r->thread, &attr, run_reader, r);
+	pthread_attr_destroy(&attr);
+	r->threaded = !result;
+	return -result;
+}
+
+/* Many readers take more descriptors than a process usually may have. */
+static void allow_descriptors(unsigned readers)
+{
+	struct rlimit limit;
+	rlim_t want = readers * FDS_EACH + 64;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= want)
+		return;
+	limit.rlim_cur = want;
+	if (limit.rlim_max < want)
+		limit.rlim_max = want;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/* ret_made: how many of the readers are to be given to reader_done(). */
+static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers, unsigned *ret_made)
+{
+	int result = 0;
+
+	for (unsigned i = 0; i < config->readers && !result; i++) {
+		result = reader_init(&readers[i], p, i ? clone_device(config->device) : config->device);
+		*ret_made = i + 1;
+	}
+	for (unsigned i = 0; config->streams && i < config->readers; i++) {
+		if (result)
+			fcvm_close(config->streams[i]);
+		else
+			result = reader_offer(&readers[i], config->streams[i]);
+	}
+	return result;
+}
+
+static void run_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers)
+{
+	unsigned n = 0;
+	int result = 0;
+
+	while (n < config->readers && !result)
+		result = start_thread(&readers[n++]);
+	if (result)
+		pump_end(p, result);
+	mind_door(config, p, readers);
+	for (unsigned i = 0; i < n; i++)
+		if (readers[i].threaded)
+			pthread_join(readers[i].thread, NULL);
+}
+
+int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
+{
+	bool fits = config->readers >= 1 && config->readers <= FCVM_FUSE_MAX_READERS;
+	_cleanup_free_ struct reader *readers = fits ? calloc(config->readers, sizeof *readers) : NULL;
+	struct pump p = {.reconnects = config->listener >= 0, .trace_rate = config->trace_rate};
+	unsigned made = 0;
+	int result = !fits ? -EINVAL : !readers ? -ENOMEM : 0;
+
+	allow_descriptors(fits ? config->readers : 0);
+	p.stop = fcvm_fd_event();
+	if (!result)
+		result = p.stop < 0 ? p.stop : make_readers(config, &p, readers, &made);
+	if (result) {
+		fcvm_fail_errno(err, result, "volume: %u readers", config->readers);
+	} else {
+		run_readers(config, &p, readers);
+		result = atomic_load(&p.why);
+		/* ENODEV is the end of a mount. */
+		if (result == -ENODEV)
+			result = 0;
+		else
+			fcvm_fail_errno(err, result, "volume: the stream to the host");
+	}
+	if (!made)
+		fcvm_close(config->device);
+	while (made)
+		reader_done(&readers[--made]);
+	fcvm_close(config->listener);
+	fcvm_close(p.stop);
+	return result;
+}

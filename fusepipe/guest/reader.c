@@ -1,0 +1,468 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One reader: a device (or clone) and a stream, both non-blocking, one epoll. Requests are read from the device one
+ * after the other for as long as there are any, and written to the stream at once; replies are read from the stream as
+ * many as there are, and written to the device one by one, as it wants them.
+ *
+ * Nothing is allocated once it runs: two mappings, of which only what was used is there, and is given back when idle.
+ * A host that is slow to read fills the buffer of requests; then the device is not read, and callers wait in the
+ * kernel, where they can be interrupted.
+ *
+ * With several readers the device wakes one of them for a request (EPOLLEXCLUSIVE), not all. A reader that takes none
+ * watches it all the same, for the unmounting; not exclusively, or it would swallow what wakes the others.
+ *
+ * Phases are control.h's. A stream that ends while the reader is quiet is closed; the next one comes as an event of a
+ * descriptor that the reader has not seen yet (reader_offer).
+ */
+#include "fusepipe/guest/reader.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/fd.h"
+#include "fusepipe/abi.h"
+#include "fusepipe/control.h"
+
+enum {
+	CAPACITY = 2 * FCVM_FUSE_MAX_MESSAGE,
+	CONTROL = 4096, /* behind it: what only the halves understand always has room */
+	MAPPING = CAPACITY + CONTROL,
+	TRACE_SIZE = sizeof(struct fuse_in_header) + sizeof(struct fcvm_fuse_trace),
+	TRIM_MS = 1000,
+	EVENTS = 4, /* the device, the stop, the stream, the next stream */
+};
+
+enum tag { TAG_DEVICE, TAG_STOP, TAG_STREAM };
+
+static uint64_t tagged(enum tag tag, int fd)
+{
+	return (uint64_t)tag << 32 | (uint32_t)fd;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+/* ---- buffers ---- */
+
+static int side_init(struct side *d)
+{
+	void *p = mmap(NULL, MAPPING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	d->data = p;
+	return 0;
+}
+
+static void side_trim(struct side *d)
+{
+	if (d->start == d->end && d->high)
+		madvise(d->data, MAPPING, MADV_DONTNEED);
+	if (d->start == d->end)
+		d->start = d->end = 0;
+	d->high = 0;
+}
+
+static void side_grew(struct side *d, size_t size)
+{
+	d->end += size;
+	while (d->end % 8)
+		d->data[d->end++] = 0;
+	if (d->end > d->high)
+		d->high = d->end;
+}
+
+/* For a message of any size, and a trace in front of it. */
+static bool has_room(const struct side *d)
+{
+	return d->end + TRACE_SIZE + FCVM_FUSE_MAX_MESSAGE <= CAPACITY;
+}
+
+/* ---- what the kernel does not see ---- */
+
+static void put_control(char *to, uint32_t opcode, const void *body, size_t size)
+{
+	struct fuse_in_header h = {.len = sizeof h + size, .opcode = opcode};
+
+	memcpy(to, &h, sizeof h);
+	memcpy(to + sizeof h, body, size);
+}
+
+/* Behind the requests so far. -EPROTO: the host asks and does not read. */
+static int say(struct reader *r, uint32_t opcode, const void *body, size_t size)
+{
+	struct side *d = &r->requests;
+
+	if (d->end + sizeof(struct fuse_in_header) + size > MAPPING)
+		return -EPROTO;
+	put_control(d->data + d->end, opcode, body, size);
+	side_grew(d, sizeof(struct fuse_in_header) + size);
+	return 0;
+}
+
+/* A trace that has no room is not worth a stream. */
+static void close_trace(struct reader *r, const void *body)
+{
+	struct fcvm_fuse_trace t = {.unique = 0};
+
+	memcpy(&t.unique, body, sizeof t.unique);
+	if (r->pump->trace_rate && t.unique == r->replied) {
+		t.received = r->received;
+		t.delivered = r->delivered;
+	}
+	if (r->requests.end + TRACE_SIZE <= CAPACITY + CONTROL / 2)
+		say(r, FCVM_FUSE_TRACED, &t, sizeof t);
+}
+
+static int obey(struct reader *r, const struct fuse_out_header *h, const void *body)
+{
+	switch ((uint32_t)h->error) {
+	case FCVM_FUSE_PAUSE:
+		if (r->phase != READER_RUNS)
+			return 0;
+		r->phase = READER_PAUSED;
+		return say(r, FCVM_FUSE_PAUSED, NULL, 0);
+	case FCVM_FUSE_END:
+		if (r->phase != READER_PAUSED)
+			return -EBADMSG;
+		r->phase = READER_QUIET;
+		return say(r, FCVM_FUSE_QUIET, NULL, 0);
+	case FCVM_FUSE_RESUME:
+		r->phase = READER_RUNS;
+		return 0;
+	case FCVM_FUSE_TRACE_BACK:
+		if (h->len != sizeof *h + sizeof(uint64_t))
+			return -EBADMSG;
+		close_trace(r, body);
+		return 0;
+	default:
+		return -EBADMSG;
+	}
+}
+
+/* ---- requests ---- */
+
+/* Nobody answers it, so nothing would close its trace. */
+static bool is_answered(const struct fuse_in_header *h)
+{
+	return h->opcode != FUSE_FORGET && h->opcode != FUSE_BATCH_FORGET && h->opcode != FUSE_INTERRUPT &&
+	       h->opcode != FUSE_NOTIFY_REPLY;
+}
+
+/* The request that was read behind a gap: a trace into the gap, or the gap goes. */
+static void fill_gap(struct side *d, size_t size)
+{
+	struct fuse_in_header h;
+
+	memcpy(&h, d->data + d->end + TRACE_SIZE, sizeof h);
+	if (is_answered(&h)) {
+		struct fcvm_fuse_trace t = {.unique = h.unique, .dequeued = now_ns()};
+
+		put_control(d->data + d->end, FCVM_FUSE_TRACE, &t, sizeof t);
+		d->end += TRACE_SIZE;
+	} else {
+		memmove(d->data + d->end, d->data + d->end + TRACE_SIZE, size);
+	}
+	side_grew(d, size);
+}
+
+/* Reads what requests there are, as long as one of any size has room. 0, -ENODEV: unmounted, or -errno. */
+static int take_requests(struct reader *r)
+{
+	struct side *d = &r->requests;
+	unsigned rate = r->pump->trace_rate;
+
+	while (has_room(d)) {
+		size_t gap = rate && r->taken % rate == 0 ? TRACE_SIZE : 0;
+		ssize_t n = read(r->device, d->data + d->end + gap, CAPACITY - d->end - gap);
+
+		/* ENOENT: its caller was interrupted just now. */
+		if (n < 0 && (errno == EINTR || errno == ENOENT))
+			continue;
+		if (n < 0)
+			return errno == EAGAIN ? 0 : -errno;
+		r->taken++;
+		if (gap)
+			fill_gap(d, (size_t)n);
+		else
+			side_grew(d, (size_t)n);
+	}
+	return 0;
+}
+
+static int send_requests(struct reader *r)
+{
+	struct side *d = &r->requests;
+
+	while (d->start < d->end) {
+		ssize_t n = write(r->stream, d->data + d->start, d->end - d->start);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return errno == EAGAIN ? 0 : -errno;
+		d->start += n;
+	}
+	d->start = d->end = 0;
+	return 0;
+}
+
+/* ---- replies ---- */
+
+static int give_reply(struct reader *r, const struct fuse_out_header *h, const void *reply)
+{
+	while (write(r->device, reply, h->len) < 0) {
+		if (errno == EINTR)
+			continue;
+		/* ENOENT: nobody waits for it any more (interrupted, forgotten name). */
+		if (errno == ENOENT)
+			break;
+		return -errno;
+	}
+	if (r->pump->trace_rate) {
+		r->replied = h->unique;
+		r->delivered = now_ns();
+	}
+	return 0;
+}
+
+/* Gives the kernel what replies are whole. 0, or -errno. */
+static int give_replies(struct reader *r)
+{
+	struct side *d = &r->replies;
+
+	while (d->end - d->start >= sizeof(struct fuse_out_header)) {
+		const char *at = d->data + d->start;
+		struct fuse_out_header h;
+		size_t padded;
+		int result;
+
+		memcpy(&h, at, sizeof h);
+		padded = ((size_t)h.len + 7) & ~7UL;
+		if (h.len < sizeof h || h.len > FCVM_FUSE_MAX_MESSAGE)
+			return -EBADMSG;
+		if (d->end - d->start < padded)
+			break;
+		/* The kernel's own notifications have small numbers there. */
+		result = !h.unique && h.error >= (int)FCVM_FUSE_PAUSE ? obey(r, &h, at + sizeof h) : give_reply(r, &h, at);
+		if (result)
+			return result;
+		d->start += padded;
+	}
+	return 0;
+}
+
+/* Reads once what the host has sent. */
+static int take_replies(struct reader *r)
+{
+	struct side *d = &r->replies;
+	ssize_t n;
+
+	if (d->start == d->end)
+		d->start = d->end = 0;
+	/* What has begun could not end here. */
+	if (d->start + FCVM_FUSE_MAX_MESSAGE > CAPACITY) {
+		memmove(d->data, d->data + d->start, d->end - d->start);
+		d->end -= d->start;
+		d->start = 0;
+	}
+	n = read(r->stream, d->data + d->end, CAPACITY - d->end);
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	if (n == 0)
+		return -EPIPE;
+	if (r->pump->trace_rate)
+		r->received = now_ns();
+	d->end += n;
+	if (d->end > d->high)
+		d->high = d->end;
+	return give_replies(r);
+}
+
+/* ---- what is watched ---- */
+
+/* The end of the connection always; requests only if they can be taken. */
+static int watch_device(struct reader *r)
+{
+	bool takes = r->phase == READER_RUNS && r->stream >= 0 && has_room(&r->requests);
+	struct epoll_event e = {.events = takes ? EPOLLIN | EPOLLEXCLUSIVE : 0, .data.u64 = tagged(TAG_DEVICE, r->device)};
+
+	if (r->device_watched && r->device_events == e.events)
+		return 0;
+	/* An exclusive one cannot be modified. */
+	if (r->device_watched && epoll_ctl(r->epoll, EPOLL_CTL_DEL, r->device, &e))
+		return -errno;
+	r->device_watched = true;
+	r->device_events = e.events;
+	return epoll_ctl(r->epoll, EPOLL_CTL_ADD, r->device, &e) ? -errno : 0;
+}
+
+static int watch_stream(struct reader *r)
+{
+	uint32_t events = EPOLLIN | (r->requests.start < r->requests.end ? EPOLLOUT : 0);
+	struct epoll_event e = {.events = events, .data.u64 = tagged(TAG_STREAM, r->stream)};
+
+	if (r->stream < 0 || r->stream_events == events)
+		return 0;
+	r->stream_events = events;
+	return epoll_ctl(r->epoll, EPOLL_CTL_MOD, r->stream, &e) ? -errno : 0;
+}
+
+int reader_offer(struct reader *r, int stream)
+{
+	/* Writable is what it is at once: so the reader hears of it. */
+	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.u64 = tagged(TAG_STREAM, stream)};
+	int result = fcvm_fd_nonblock(stream, true);
+
+	if (!result && epoll_ctl(r->epoll, EPOLL_CTL_ADD, stream, &e))
+		result = -errno;
+	if (result)
+		fcvm_close(stream);
+	return result;
+}
+
+static void drop_stream(struct reader *r)
+{
+	r->stream = fcvm_close(r->stream);
+	r->requests.start = r->requests.end = r->replies.start = r->replies.end = 0;
+}
+
+/* The first one, or one that comes while it is quiet. */
+static void adopt(struct reader *r, int stream)
+{
+	if (r->stream >= 0 && r->phase != READER_QUIET) {
+		fcvm_close(stream);
+		return;
+	}
+	drop_stream(r);
+	r->stream = stream;
+	r->stream_events = EPOLLIN | EPOLLOUT;
+}
+
+/* ---- the loop ---- */
+
+/* What one epoll_wait told. */
+struct news {
+	bool device, unmounted, stop, stream;
+	int offered[EVENTS];
+	unsigned noffered;
+};
+
+static void sort(const struct reader *r, const struct epoll_event *events, int n, struct news *ret)
+{
+	*ret = (struct news){.noffered = 0};
+	for (int i = 0; i < n; i++) {
+		enum tag tag = (enum tag)(events[i].data.u64 >> 32);
+		int fd = (int)(uint32_t)events[i].data.u64;
+
+		if (tag == TAG_STOP) {
+			ret->stop = true;
+		} else if (tag == TAG_DEVICE) {
+			ret->device = true;
+			ret->unmounted = events[i].events & EPOLLERR;
+		} else if (fd != r->stream) {
+			ret->offered[ret->noffered++] = fd;
+		} else {
+			ret->stream |= events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR);
+		}
+	}
+}
+
+/* A stream that ends. 0: so it may. */
+static int lose_stream(struct reader *r, int why)
+{
+	if (r->phase != READER_QUIET || !r->pump->reconnects)
+		return why;
+	drop_stream(r);
+	return 0;
+}
+
+static bool is_end(int result)
+{
+	return result == -EPIPE || result == -ECONNRESET;
+}
+
+/* One turn, after epoll said what there is. 0: go on. */
+static int turn(struct reader *r, const struct news *news)
+{
+	int result = news->stop ? -ECANCELED : news->unmounted ? -ENODEV : 0;
+
+	if (!result && news->stream)
+		result = take_replies(r);
+	if (!result && news->device && r->phase == READER_RUNS && r->stream >= 0)
+		result = take_requests(r);
+	if (!result && r->stream >= 0)
+		result = send_requests(r);
+	if (is_end(result))
+		result = lose_stream(r, result);
+	for (unsigned i = 0; i < news->noffered; i++)
+		adopt(r, news->offered[i]);
+	if (!result)
+		result = watch_device(r);
+	return result ? result : watch_stream(r);
+}
+
+void reader_run(struct reader *r)
+{
+	int result = watch_device(r);
+
+	while (!result) {
+		struct epoll_event events[EVENTS];
+		struct news news;
+		int n = epoll_wait(r->epoll, events, EVENTS, r->requests.high || r->replies.high ? TRIM_MS : -1);
+
+		if (n == 0) {
+			side_trim(&r->requests);
+			side_trim(&r->replies);
+		}
+		if (n > 0) {
+			sort(r, events, n, &news);
+			result = turn(r, &news);
+		} else if (n < 0 && errno != EINTR) {
+			result = -errno;
+		}
+	}
+	pump_end(r->pump, result);
+	r->stream = fcvm_close(r->stream);
+	r->device = fcvm_close(r->device);
+}
+
+/* ---- its life ---- */
+
+int reader_init(struct reader *r, struct pump *p, int device)
+{
+	struct epoll_event e = {.events = EPOLLIN, .data.u64 = tagged(TAG_STOP, p->stop)};
+	int result;
+
+	*r = (struct reader){.pump = p, .device = device, .stream = -1};
+	r->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (r->epoll < 0 || epoll_ctl(r->epoll, EPOLL_CTL_ADD, p->stop, &e))
+		return -errno;
+	if (device < 0)
+		return device;
+	result = fcvm_fd_nonblock(device, true);
+	if (!result)
+		result = side_init(&r->requests);
+	return result ? result : side_init(&r->replies);
+}
+
+void reader_done(struct reader *r)
+{
+	fcvm_close(r->device);
+	fcvm_close(r->stream);
+	fcvm_close(r->epoll);
+	if (r->requests.data)
+		munmap(r->requests.data, MAPPING);
+	if (r->replies.data)
+		munmap(r->replies.data, MAPPING);
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+/* What pump.c (threads, connections) and reader.c (the loop of one reader) share. */
+#ifndef FUSEPIPE_GUEST_READER_H
+#define FUSEPIPE_GUEST_READER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct pump {
+	int stop;         /* an eventfd that every thread watches: readable once it is over */
+	_Atomic int why;  /* of the end: the first -errno of a thread; 0: it goes on. -ENODEV: unmounted */
+	bool reconnects;  /* there is a listener */
+	unsigned trace_rate;
+};
+
+/* Bytes data[start] .. data[end - 1], messages padded to 8. */
+struct side {
+	char *data;
+	size_t start, end, high;
+};
+
+enum phase {
+	READER_RUNS,
+	READER_PAUSED, /* has said PAUSED: takes nothing from its device */
+	READER_QUIET,  /* has said QUIET: its stream may end and another come */
+};
+
+/* All its own thread's, but for epoll, by which reader_offer() hands over a stream. */
+struct reader {
+	struct pump *pump;
+	int device, stream, epoll; /* stream -1: none yet, or none while it is quiet */
+	enum phase phase;
+	struct side requests, replies;
+	uint32_t device_events, stream_events; /* as registered */
+	bool device_watched;
+	/* traces */
+	uint64_t taken;    /* requests from the device */
+	uint64_t received; /* when the stream was read last; ns */
+	uint64_t replied;  /* unique of the last reply */
+	uint64_t delivered; /* when the device had taken that */
+	pthread_t thread;
+	bool threaded;
+};
+
+/* 0 or -errno; in either case to be given to reader_done(). The device is taken. */
+int reader_init(struct reader *r, struct pump *p, int device);
+/* Closes what is left. */
+void reader_done(struct reader *r);
+/* A stream for it, from any thread; taken, also on failure. It may find no need of it and close it. 0 or -errno. */
+int reader_offer(struct reader *r, int stream);
+/* Until the pump stops. At its end device and stream are closed. */
+void reader_run(struct reader *r);
+/* It is over, for all of them. why: -errno; the first counts. */
+void pump_end(struct pump *p, int why);
+
+#endif

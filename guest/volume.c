@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Volumes: MOUNT and UNMOUNT. The agent itself touches no mount, which may wait for the very host whose frames the agent
+ * carries: workers do. The one that mounts leaves the pump behind as a process that belongs to nobody's lease.
+ */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/address.h"
+#include "base/cleanup.h"
+#include "base/fd.h"
+#include "fusepipe/control.h"
+#include "fusepipe/guest/guest.h"
+
+enum { NUMBER_SIZE = 12 };
+
+void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
+{
+	char number[NUMBER_SIZE], flags[NUMBER_SIZE], readers[NUMBER_SIZE], rate[NUMBER_SIZE];
+	struct fcvm_wire_mount m;
+	const char *source, *target;
+	int code;
+
+	fcvm_wire_get_bytes(r, &m, sizeof m);
+	source = fcvm_wire_get_string(r);
+	target = fcvm_wire_get_string(r);
+	if (!fcvm_wire_reader_ok(r) || *target != '/' || m.flags > 1)
+		return link_refuse(l, id, -EINVAL, "mount %s: malformed request", target);
+	if (m.readers < 1 || m.readers > FCVM_FUSE_MAX_READERS)
+		return link_refuse(l, id, -EINVAL, "mount %s: %u readers: 1 to %d there may be", target,
+			(unsigned)m.readers, FCVM_FUSE_MAX_READERS);
+	code = l->agent->init ? modules_need("fuse") : 0;
+	if (code < 0)
+		return link_refuse(l, id, code, "mount %s: load the kernel module fuse: %s", target, strerror(-code));
+	l->agent->volumes = true;
+	snprintf(number, sizeof number, "%u", (unsigned)m.number);
+	snprintf(flags, sizeof flags, "%u", (unsigned)m.flags);
+	snprintf(readers, sizeof readers, "%u", (unsigned)m.readers);
+	snprintf(rate, sizeof rate, "%u", (unsigned)m.trace_rate);
+	process_open_errand(l, id, "mount", target,
+		(const char *[]){"--mount", target, source, number, flags, readers, rate, NULL});
+}
+
+void volume_open_unmount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
+{
+	uint32_t flags = fcvm_wire_get_u32(r);
+	const char *target = fcvm_wire_get_string(r);
+
+	if (!fcvm_wire_reader_ok(r) || *target != '/' || flags > 1)
+		return link_refuse(l, id, -EINVAL, "unmount %s: malformed request", target);
+	process_open_errand(l, id, "unmount", target, (const char *[]){"--unmount", target, flags ? "1" : "0", NULL});
+}
+
+/* ---- the workers ---- */
+
+/* One that was unmounted just now may still be on its way out. */
+static int bind_soon(int fd, const struct fcvm_address *address)
+{
+	for (unsigned tries = 0; bind(fd, &address->any, address->size) < 0; tries++) {
+		if (errno != EADDRINUSE || tries == 100)
+			return -errno;
+		nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+	}
+	return listen(fd, FCVM_FUSE_MAX_READERS) < 0 ? -errno : 0;
+}
+
+static int listen_for(const char *target, unsigned number, struct fcvm_err *err)
+{
+	_cleanup_(fcvm_address_done) struct fcvm_address address = {.dirfd = -1};
+	_cleanup_close_ int fd = -1;
+	char text[64];
+	int r;
+
+	snprintf(text, sizeof text, "unix:@" FCVM_FUSE_ADDRESS, number);
+	r = fcvm_address_parse(text, &address);
+	if (r == 0)
+		r = fd = fcvm_address_socket(&address);
+	if (r >= 0)
+		r = bind_soon(fd, &address);
+	if (r == -EADDRINUSE)
+		return fcvm_fail(err, r, "mount %s: there is a volume %u already, or somebody still uses it", target, number);
+	return r < 0 ? fcvm_fail_errno(err, r, "mount %s: listen on %s", target, text) : fcvm_steal_fd(fd);
+}
+
+/* What ps tells of the pump, in place of the worker's arguments. They are one behind the other. */
+static void show_as(char **argv, unsigned argc, const char *target)
+{
+	char text[PATH_MAX + 64];
+	char *from = argv[0];
+	size_t room = (size_t)(argv[argc - 1] + strlen(argv[argc - 1]) + 1 - from);
+	int n = snprintf(text, sizeof text, "fcvm-agent%c--mount%c%s", 0, 0, target) + 1;
+
+	if (n > (int)room)
+		return;
+	memset(from, 0, room);
+	memcpy(from, text, (size_t)n);
+	prctl(PR_SET_MM, PR_SET_MM_ARG_END, from + n, 0, 0);
+	prctl(PR_SET_NAME, "fcvm-agent");
+}
+
+/* In a process of its own, which the machine's shutdown and a terminal's end do not concern: whoever still writes then
+ * needs it. */
+static int pump(const char *target, const struct fcvm_fuse_pump *config)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC), r;
+
+	setsid();
+	signal(SIGTERM, SIG_IGN);
+	signal(SIGINT, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+	for (int i = 0; null >= 0 && i < 3; i++)
+		dup2(null, i);
+	if (null > 2)
+		fcvm_close(null);
+	r = chdir("/") < 0 ? -errno : fcvm_fuse_pump(config, NULL);
+	/* The agent is gone: nobody can ever connect again. */
+	if (r == -ECANCELED)
+		umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW);
+	return r;
+}
+
+int volume_mount(char **argv, struct fcvm_err *err)
+{
+	_cleanup_free_ char *target = strdup(argv[2]);
+	pid_t agent = getppid(), child;
+	_cleanup_close_ int end = (int)syscall(SYS_pidfd_open, agent, 0);
+	_cleanup_close_ int listener = -1;
+	struct fcvm_fuse_pump config = {.peer = agent,
+		.end_fd = end,
+		.readers = (unsigned)strtoul(argv[6], NULL, 10),
+		.trace_rate = (unsigned)strtoul(argv[7], NULL, 10)};
+	int r = target ? fcvm_dir_make(target, 0755) : -ENOMEM;
+
+	if (r < 0)
+		return fcvm_fail_errno(err, r, "mount %s: make the folder", argv[2]);
+	listener = listen_for(target, (unsigned)strtoul(argv[4], NULL, 10), err);
+	if (listener < 0)
+		return listener;
+	config.device = fcvm_fuse_mount(argv[3], target, argv[5][0] == '1', err);
+	if (config.device < 0)
+		return config.device;
+	child = fork();
+	if (child == 0) {
+		show_as(argv, 8, target);
+		config.listener = fcvm_steal_fd(listener);
+		_exit(pump(target, &config) < 0);
+	}
+	fcvm_close(config.device);
+	if (child > 0)
+		return 0;
+	r = -errno;
+	umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW);
+	return fcvm_fail_errno(err, r, "mount %s: fork", target);
+}
+
+int volume_unmount(char **argv, struct fcvm_err *err)
+{
+	bool now = argv[3][0] == '1';
+
+	if (umount2(argv[2], UMOUNT_NOFOLLOW | (now ? MNT_DETACH : 0)) == 0)
+		return 0;
+	if (errno == EBUSY)
+		return fcvm_fail(err, -EBUSY, "unmount %s: a program has a file or folder of it open, or is in it; end it, "
+			"or force the unmount", argv[2]);
+	return fcvm_fail_errno(err, -errno, "unmount %s", argv[2]);
+}
