@@ -82,7 +82,7 @@ struct fcvm_vm_volume {
 	bool readonly;
 	bool devices;        /* the guest may make block and character devices there; as root */
 	bool local_locks;    /* locks exclude within the guest only, not other guests and this host's processes; quicker */
-	unsigned readers;    /* threads in the guest that carry requests, 1 to 256; 0: $FCVM_FUSE_READERS, else 1 */
+	unsigned readers;    /* queues side by side, 1 to 256, by at most a thread for each processor; 0: $FCVM_FUSE_READERS, else 1 */
 	double timeout_s;    /* how long the guest may take names and attributes for granted; negative: 1 s */
 	/* none: ids are as they are. An id that no entry names is nobody's. As root only. */
 	const struct fcvm_vm_ids *uid_map, *gid_map;

@@ -154,10 +154,10 @@ void link_receive(struct link *l);
 void link_flush(struct link *l);
 void link_close(struct link *l);        /* ends the lease and frees the link */
 bool link_has_work(const struct link *l); /* could go on without waiting */
-/* Room for output that nobody asked for at this moment. */
+/* Room for output that nobody asked for at this moment. Before its HELLO a host is told nothing. */
 static inline bool link_has_room(const struct link *l)
 {
-	return l->out_end - l->out_start < OUT_SOFT && !l->agent->frozen;
+	return l->greeted && l->out_end - l->out_start < OUT_SOFT && !l->agent->frozen;
 }
 /* Where a frame of `size` bytes in all may be built; link_built() then queues what was built. */
 uint8_t *link_build(struct link *l, size_t size);

@@ -19,11 +19,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/vm_sockets.h>
+
 #include "base/address.h"
 #include "base/cleanup.h"
 #include "base/fd.h"
 #include "fusepipe/control.h"
 #include "fusepipe/guest/guest.h"
+#include "wire/wire.h"
 
 enum { NUMBER_SIZE = 12 };
 
@@ -67,9 +70,9 @@ void volume_open_unmount(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 /* ---- the workers ---- */
 
 /* One that was unmounted just now may still be on its way out. */
-static int bind_soon(int fd, const struct fcvm_address *address)
+static int bind_soon(int fd, const struct sockaddr *address, socklen_t size)
 {
-	for (unsigned tries = 0; bind(fd, &address->any, address->size) < 0; tries++) {
+	for (unsigned tries = 0; bind(fd, address, size) < 0; tries++) {
 		if (errno != EADDRINUSE || tries == 100)
 			return -errno;
 		nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
@@ -77,7 +80,8 @@ static int bind_soon(int fd, const struct fcvm_address *address)
 	return listen(fd, FCVM_FUSE_MAX_READERS) < 0 ? -errno : 0;
 }
 
-static int listen_for(const char *target, unsigned number, struct fcvm_err *err)
+/* By way of the agent. */
+static int listen_unix(const char *target, unsigned number, struct fcvm_err *err)
 {
 	_cleanup_(fcvm_address_done) struct fcvm_address address = {.dirfd = -1};
 	_cleanup_close_ int fd = -1;
@@ -89,10 +93,22 @@ static int listen_for(const char *target, unsigned number, struct fcvm_err *err)
 	if (r == 0)
 		r = fd = fcvm_address_socket(&address);
 	if (r >= 0)
-		r = bind_soon(fd, &address);
+		r = bind_soon(fd, &address.any, address.size);
 	if (r == -EADDRINUSE)
 		return fcvm_fail(err, r, "mount %s: there is a volume %u already, or somebody still uses it", target, number);
 	return r < 0 ? fcvm_fail_errno(err, r, "mount %s: listen on %s", target, text) : fcvm_steal_fd(fd);
+}
+
+/* Straight from the host. -1: there is no vsock, or somebody else has the port: then it comes by the other way. */
+static int listen_vsock(unsigned number)
+{
+	const struct sockaddr_vm address = {
+		.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = FCVM_WIRE_VSOCK_PORT + 1 + number};
+	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd >= 0 && bind_soon(fd, (const struct sockaddr *)&address, sizeof address) < 0)
+		fd = fcvm_close(fd);
+	return fd;
 }
 
 /* What ps tells of the pump, in place of the worker's arguments. They are one behind the other. */
@@ -138,25 +154,28 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	_cleanup_free_ char *target = strdup(argv[2]);
 	pid_t agent = getppid(), child;
 	_cleanup_close_ int end = (int)syscall(SYS_pidfd_open, agent, 0);
-	_cleanup_close_ int listener = -1;
+	_cleanup_close_ int here = -1, vsock = -1;
 	struct fcvm_fuse_pump config = {.peer = agent,
 		.end_fd = end,
 		.readers = (unsigned)strtoul(argv[6], NULL, 10),
 		.trace_rate = (unsigned)strtoul(argv[7], NULL, 10)};
+	unsigned number = (unsigned)strtoul(argv[4], NULL, 10);
 	int r = target ? fcvm_dir_make(target, 0755) : -ENOMEM;
 
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "mount %s: make the folder", argv[2]);
-	listener = listen_for(target, (unsigned)strtoul(argv[4], NULL, 10), err);
-	if (listener < 0)
-		return listener;
+	here = listen_unix(target, number, err);
+	if (here < 0)
+		return here;
+	vsock = listen_vsock(number);
 	config.device = fcvm_fuse_mount(argv[3], target, argv[5][0] == '1', err);
 	if (config.device < 0)
 		return config.device;
 	child = fork();
 	if (child == 0) {
 		show_as(argv, 8, target);
-		config.listener = fcvm_steal_fd(listener);
+		config.listeners[0] = fcvm_steal_fd(here);
+		config.listeners[1] = fcvm_steal_fd(vsock);
 		_exit(pump(target, &config) < 0);
 	}
 	fcvm_close(config.device);

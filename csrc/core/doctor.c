@@ -150,6 +150,7 @@ int fcvm_doctor(char **ret_json, struct fcvm_err *err)
 	check_kvm(&to);
 	check_drivers(&to, rt, all);
 	check_file(&to, "fcvm-agent");
+	check_file(&to, "fcvm-volume");
 	check_file(&to, "libfcvm-ram.so");
 	check_folder(&to, "data folder", fcvm_store_data(runtime_store(rt)), FCVM_GIB,
 		"make room, or set FCVM_DATA to a folder on a larger disk");

@@ -81,11 +81,15 @@ void volumes_end(struct fcvm_vm *vm)
 
 /* ---- streams ---- */
 
-/* A stream to the pump of volume `number`, by the agent's link: the pump listens on nothing else. */
+/* A stream to the pump of volume `number`: one of its own where the driver has such, else within the agent's link. */
 static int connect_stream(struct fcvm_vm *vm, unsigned number, const struct fcvm_until *until, int *ret, struct fcvm_err *err)
 {
+	const struct vmm_ops *driver = vm->with.driver;
+	int r = driver->stream ? driver->stream(vm->vmm, 1 + number, until, ret, err) : -ECONNREFUSED;
 	char address[64];
 
+	if (r != -ECONNREFUSED)
+		return r;
 	snprintf(address, sizeof address, "unix:@" FCVM_FUSE_ADDRESS, number);
 	return fcvm_node_connect(vm->agent, address, until, ret, err);
 }

@@ -15,7 +15,7 @@
 
 #include "base/err.h"
 
-enum { FCVM_FUSE_MAX_READERS = 256 };
+enum { FCVM_FUSE_MAX_READERS = 256, FCVM_FUSE_LISTENERS = 2 };
 
 /*
  * Mounts on the folder `target`; `source` is what /proc/mounts shows first. Returns the device, to be pumped, or
@@ -26,9 +26,9 @@ int fcvm_fuse_mount(const char *source, const char *target, bool readonly, struc
 struct fcvm_fuse_pump {
 	int device;          /* fcvm_fuse_mount()'s; taken */
 	unsigned readers;    /* 1 to FCVM_FUSE_MAX_READERS; the first has the device, each further one a clone of it */
-	const int *streams;  /* one for each reader; taken. NULL: they come to the listener */
-	int listener;        /* a listening socket, taken; or -1 */
-	pid_t peer;          /* who may connect (SO_PEERCRED): this process, as our user; 0: anybody */
+	const int *streams;  /* one for each reader; taken. NULL: they come to the listeners */
+	int listeners[FCVM_FUSE_LISTENERS]; /* listening sockets, taken, or -1. To one of vsock only the host may connect */
+	pid_t peer;          /* who may connect to the others (SO_PEERCRED): this process, as our user; 0: anybody */
 	int end_fd;          /* once it is readable, it is over: -ECANCELED; borrowed, or -1 */
 	unsigned trace_rate; /* every Nth request of a reader; 0: none */
 };
@@ -37,7 +37,8 @@ struct fcvm_fuse_pump {
  * Carries messages until the volume is unmounted (0), or until a stream ends or breaks the rules, or a connection to the
  * device does (-errno): then for all readers, and whatever the kernel still waits for fails with ENOTCONN or
  * ECONNABORTED. But a stream that ends while its reader is quiet (control.h) only makes that wait for the next one, if
- * there is a listener. SIGPIPE must be ignored. When it returns all are closed.
+ * there are listeners. There are as many threads as readers, but no more than processors. SIGPIPE must be ignored. When
+ * it returns all are closed.
  */
 int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err);
 

@@ -1,20 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The pump: a thread for each reader (reader.c), and the calling thread, which waits for connections. One becomes a
- * reader's stream once it has said which reader's (struct fcvm_fuse_greeting). The end of one reader is the end of all:
+ * The pump: threads that share the readers (reader.c), no more than there are processors, so that readers cost memory
+ * only while they carry something; and the calling thread, which waits for connections. One becomes a reader's stream
+ * once it has said which reader's (struct fcvm_fuse_greeting). The end of one reader is the end of all:
  * the kernel ends a connection only when the last of its devices is closed, and until then callers of the one that is
  * gone would wait.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <linux/vm_sockets.h>
 
 #include "base/cleanup.h"
 #include "base/fail.h"
@@ -30,7 +34,22 @@ enum {
 	GREETING_MS = 30 * 1000,
 	GUESTS = FCVM_FUSE_MAX_READERS, /* that have not greeted yet */
 	FDS_EACH = 4,           /* device, stream, epoll, and a connection on its way */
+	TRIM_MS = 1000,
+	EVENTS = 32,
+	LISTENERS = FCVM_FUSE_LISTENERS,
 };
+
+/* A thread, and the readers whose turns it takes: each `step`th one from `first` on. */
+struct worker {
+	struct pump *pump;
+	struct reader *first;
+	unsigned readers, step;
+	int epoll; /* of theirs; -1: there is one reader only */
+	pthread_t thread;
+};
+
+/* What is polled beside the callers: the stop, the end, the listeners. */
+enum { FIXED = 2 + LISTENERS };
 
 /* A connection that is yet to say whose it is. */
 struct caller {
@@ -45,7 +64,7 @@ struct door {
 	struct pump *pump;
 	struct reader *readers;
 	struct caller *callers; /* [GUESTS], the oldest first */
-	struct pollfd *polled;  /* [3 + GUESTS] */
+	struct pollfd *polled;  /* [FIXED + GUESTS] */
 	unsigned n;
 };
 
@@ -65,18 +84,23 @@ static void forget_caller(struct door *d, unsigned i)
 	memmove(&d->callers[i], &d->callers[i + 1], (d->n - i) * sizeof d->callers[0]);
 }
 
+/* On this machine only the peer; over vsock only the host. */
 static bool may_connect(const struct fcvm_fuse_pump *config, int fd)
 {
+	struct sockaddr_vm address;
 	struct ucred peer;
-	socklen_t size = sizeof peer;
+	socklen_t size = sizeof address;
 
+	if (getpeername(fd, (struct sockaddr *)&address, &size) == 0 && address.svm_family == AF_VSOCK)
+		return address.svm_cid == VMADDR_CID_HOST;
+	size = sizeof peer;
 	return !config->peer || (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
 					peer.pid == config->peer && peer.uid == geteuid());
 }
 
-static void accept_caller(struct door *d)
+static void accept_caller(struct door *d, int listener)
 {
-	int fd = accept4(d->config->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 	if (fd < 0)
 		return;
@@ -123,34 +147,36 @@ static void poll_door(struct door *d)
 
 	d->polled[0] = (struct pollfd){.fd = d->pump->stop, .events = POLLIN};
 	d->polled[1] = (struct pollfd){.fd = d->config->end_fd, .events = POLLIN};
-	d->polled[2] = (struct pollfd){.fd = d->config->listener, .events = POLLIN};
+	for (unsigned i = 0; i < LISTENERS; i++)
+		d->polled[2 + i] = (struct pollfd){.fd = d->config->listeners[i], .events = POLLIN};
 	for (unsigned i = 0; i < n; i++)
-		d->polled[3 + i] = (struct pollfd){.fd = d->callers[i].fd, .events = POLLIN};
-	if (poll(d->polled, 3 + n, patience_ms(d)) < 0)
+		d->polled[FIXED + i] = (struct pollfd){.fd = d->callers[i].fd, .events = POLLIN};
+	if (poll(d->polled, FIXED + n, patience_ms(d)) < 0)
 		return;
 	if (d->polled[1].revents)
 		pump_end(d->pump, -ECANCELED);
 	/* From the last on: those before keep their places. */
 	for (unsigned i = n; i-- > 0;) {
-		if (d->polled[3 + i].revents && hear_caller(d, &d->callers[i]))
+		if (d->polled[FIXED + i].revents && hear_caller(d, &d->callers[i]))
 			forget_caller(d, i);
 	}
 	while (d->n && d->callers[0].deadline_ns <= fcvm_now_ns()) {
 		fcvm_close(d->callers[0].fd);
 		forget_caller(d, 0);
 	}
-	if (d->polled[2].revents)
-		accept_caller(d);
+	for (unsigned i = 0; i < LISTENERS; i++)
+		if (d->polled[2 + i].revents)
+			accept_caller(d, d->config->listeners[i]);
 }
 
 /* Until it is over. */
 static void mind_door(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers)
 {
-	_cleanup_free_ struct caller *callers = config->listener < 0 ? NULL : calloc(GUESTS, sizeof *callers);
-	struct pollfd polled[3 + GUESTS];
+	_cleanup_free_ struct caller *callers = p->reconnects ? calloc(GUESTS, sizeof *callers) : NULL;
+	struct pollfd polled[FIXED + GUESTS];
 	struct door d = {.config = config, .pump = p, .readers = readers, .callers = callers, .polled = polled};
 
-	if (config->listener >= 0 && !callers)
+	if (p->reconnects && !callers)
 		pump_end(p, -ENOMEM);
 	while (!atomic_load(&p->why))
 		poll_door(&d);
@@ -158,13 +184,116 @@ static void mind_door(const struct fcvm_fuse_pump *config, struct pump *p, struc
 		fcvm_close(callers[--d.n].fd);
 }
 
-/* ---- start and end ---- */
+/* ---- threads ---- */
 
-static void *run_reader(void *arg)
+static struct reader *worker_reader(const struct worker *w, unsigned i)
 {
-	reader_run(arg);
+	return &w->first[(size_t)i * w->step];
+}
+
+static bool worker_used(const struct worker *w)
+{
+	for (unsigned i = 0; i < w->readers; i++)
+		if (reader_used(worker_reader(w, i)))
+			return true;
+	return false;
+}
+
+/* How many events there were, or -errno. */
+static int worker_turn(struct worker *w, int wait_ms)
+{
+	struct epoll_event events[EVENTS];
+	int n, result = 0;
+
+	if (w->epoll < 0)
+		return reader_turn(w->first, wait_ms);
+	n = epoll_wait(w->epoll, events, EVENTS, wait_ms);
+	if (n < 0)
+		return errno == EINTR ? 0 : -errno;
+	for (int i = 0; i < n && result >= 0; i++)
+		result = reader_turn(events[i].data.ptr, 0);
+	return result < 0 ? result : n;
+}
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	int result = 0;
+
+	while (result >= 0) {
+		result = worker_turn(w, worker_used(w) ? TRIM_MS : -1);
+		for (unsigned i = 0; i < w->readers && result == 0; i++)
+			reader_trim(worker_reader(w, i));
+	}
+	pump_end(w->pump, result);
 	return NULL;
 }
+
+static int worker_init(struct worker *w)
+{
+	int result = 0;
+
+	if (w->readers > 1) {
+		w->epoll = epoll_create1(EPOLL_CLOEXEC);
+		if (w->epoll < 0)
+			return -errno;
+	}
+	for (unsigned i = 0; i < w->readers && !result; i++) {
+		struct reader *r = worker_reader(w, i);
+		struct epoll_event e = {.events = EPOLLIN, .data.ptr = r};
+
+		result = reader_begin(r);
+		if (!result && w->epoll >= 0 && epoll_ctl(w->epoll, EPOLL_CTL_ADD, r->epoll, &e))
+			result = -errno;
+	}
+	return result;
+}
+
+static int worker_start(struct worker *w)
+{
+	pthread_attr_t attr;
+	int result = worker_init(w);
+
+	if (!result) {
+		pthread_attr_init(&attr);
+		pthread_attr_setstacksize(&attr, STACK);
+		result = -pthread_create(&w->thread, &attr, work, w);
+		pthread_attr_destroy(&attr);
+	}
+	if (result)
+		fcvm_close(w->epoll);
+	return result;
+}
+
+static unsigned count_workers(unsigned readers)
+{
+	long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return processors < 1 ? 1 : readers < processors ? readers : (unsigned)processors;
+}
+
+static void run_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers)
+{
+	unsigned n = count_workers(config->readers), started = 0;
+	_cleanup_free_ struct worker *workers = calloc(n, sizeof *workers);
+	int result = workers ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; i < n && !result; i++) {
+		workers[i] = (struct worker){.pump = p, .first = &readers[i], .step = n, .epoll = -1,
+			.readers = (config->readers - i + n - 1) / n};
+		result = worker_start(&workers[i]);
+		started += !result;
+	}
+	if (result)
+		pump_end(p, result);
+	mind_door(config, p, readers);
+	while (started) {
+		pthread_join(workers[--started].thread, NULL);
+		fcvm_close(workers[started].epoll);
+	}
+}
+
+/* ---- start and end ---- */
 
 static int clone_device(int device)
 {
@@ -174,19 +303,6 @@ static int clone_device(int device)
 	if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &of))
 		return -errno;
 	return fcvm_steal_fd(clone);
-}
-
-static int start_thread(struct reader *r)
-{
-	pthread_attr_t attr;
-	int result;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, STACK);
-	result = pthread_create(&r->thread, &attr, run_reader, r);
-	pthread_attr_destroy(&attr);
-	r->threaded = !result;
-	return -result;
 }
 
 /* Many readers take more descriptors than a process usually may have. */
@@ -221,29 +337,16 @@ static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, str
 	return result;
 }
 
-static void run_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers)
-{
-	unsigned n = 0;
-	int result = 0;
-
-	while (n < config->readers && !result)
-		result = start_thread(&readers[n++]);
-	if (result)
-		pump_end(p, result);
-	mind_door(config, p, readers);
-	for (unsigned i = 0; i < n; i++)
-		if (readers[i].threaded)
-			pthread_join(readers[i].thread, NULL);
-}
-
 int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 {
 	bool fits = config->readers >= 1 && config->readers <= FCVM_FUSE_MAX_READERS;
 	_cleanup_free_ struct reader *readers = fits ? calloc(config->readers, sizeof *readers) : NULL;
-	struct pump p = {.reconnects = config->listener >= 0, .trace_rate = config->trace_rate};
+	struct pump p = {.trace_rate = config->trace_rate};
 	unsigned made = 0;
 	int result = !fits ? -EINVAL : !readers ? -ENOMEM : 0;
 
+	for (unsigned i = 0; i < LISTENERS; i++)
+		p.reconnects |= config->listeners[i] >= 0;
 	allow_descriptors(fits ? config->readers : 0);
 	p.stop = fcvm_fd_event();
 	if (!result)
@@ -263,7 +366,8 @@ int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 		fcvm_close(config->device);
 	while (made)
 		reader_done(&readers[--made]);
-	fcvm_close(config->listener);
+	for (unsigned i = 0; i < LISTENERS; i++)
+		fcvm_close(config->listeners[i]);
 	fcvm_close(p.stop);
 	return result;
 }

@@ -33,7 +33,6 @@ enum {
 	CONTROL = 4096, /* behind it: what only the halves understand always has room */
 	MAPPING = CAPACITY + CONTROL,
 	TRACE_SIZE = sizeof(struct fuse_in_header) + sizeof(struct fcvm_fuse_trace),
-	TRIM_MS = 1000,
 	EVENTS = 4, /* the device, the stop, the stream, the next stream */
 };
 
@@ -412,29 +411,35 @@ static int turn(struct reader *r, const struct news *news)
 	return result ? result : watch_stream(r);
 }
 
-void reader_run(struct reader *r)
+int reader_begin(struct reader *r)
 {
-	int result = watch_device(r);
+	return watch_device(r);
+}
 
-	while (!result) {
-		struct epoll_event events[EVENTS];
-		struct news news;
-		int n = epoll_wait(r->epoll, events, EVENTS, r->requests.high || r->replies.high ? TRIM_MS : -1);
+int reader_turn(struct reader *r, int wait_ms)
+{
+	struct epoll_event events[EVENTS];
+	struct news news;
+	int n = epoll_wait(r->epoll, events, EVENTS, wait_ms), result;
 
-		if (n == 0) {
-			side_trim(&r->requests);
-			side_trim(&r->replies);
-		}
-		if (n > 0) {
-			sort(r, events, n, &news);
-			result = turn(r, &news);
-		} else if (n < 0 && errno != EINTR) {
-			result = -errno;
-		}
-	}
-	pump_end(r->pump, result);
-	r->stream = fcvm_close(r->stream);
-	r->device = fcvm_close(r->device);
+	if (n < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (n == 0)
+		return 0;
+	sort(r, events, n, &news);
+	result = turn(r, &news);
+	return result ? result : n;
+}
+
+bool reader_used(const struct reader *r)
+{
+	return r->requests.high || r->replies.high;
+}
+
+void reader_trim(struct reader *r)
+{
+	side_trim(&r->requests);
+	side_trim(&r->replies);
 }
 
 /* ---- its life ---- */

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What pump.c (threads, connections) and reader.c (the loop of one reader) share. */
+/* What pump.c (threads, connections) and reader.c (one reader's turns) share. */
 #ifndef FUSEPIPE_GUEST_READER_H
 #define FUSEPIPE_GUEST_READER_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -28,7 +27,7 @@ enum phase {
 	READER_QUIET,  /* has said QUIET: its stream may end and another come */
 };
 
-/* All its own thread's, but for epoll, by which reader_offer() hands over a stream. */
+/* All of the thread that gives it its turns, but for epoll, by which reader_offer() hands over a stream. */
 struct reader {
 	struct pump *pump;
 	int device, stream, epoll; /* stream -1: none yet, or none while it is quiet */
@@ -41,8 +40,6 @@ struct reader {
 	uint64_t received; /* when the stream was read last; ns */
 	uint64_t replied;  /* unique of the last reply */
 	uint64_t delivered; /* when the device had taken that */
-	pthread_t thread;
-	bool threaded;
 };
 
 /* 0 or -errno; in either case to be given to reader_done(). The device is taken. */
@@ -51,8 +48,16 @@ int reader_init(struct reader *r, struct pump *p, int device);
 void reader_done(struct reader *r);
 /* A stream for it, from any thread; taken, also on failure. It may find no need of it and close it. 0 or -errno. */
 int reader_offer(struct reader *r, int stream);
-/* Until the pump stops. At its end device and stream are closed. */
-void reader_run(struct reader *r);
+/* Before its first turn. 0 or -errno. */
+int reader_begin(struct reader *r);
+/*
+ * Waits for at most wait_ms (-1: as long as it takes; 0: not at all) for something to do, and does it. How many events
+ * there were, or -errno: it is over, for all readers. r->epoll is readable when there is something to do.
+ */
+int reader_turn(struct reader *r, int wait_ms);
+/* It has buffers that reader_trim() would give back; to be called when it has had nothing to do for a while. */
+bool reader_used(const struct reader *r);
+void reader_trim(struct reader *r);
 /* It is over, for all of them. why: -errno; the first counts. */
 void pump_end(struct pump *p, int why);
 

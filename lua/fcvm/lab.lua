@@ -28,7 +28,8 @@ local TOOL_TREES = { "/usr/bin/busted", "/usr/share/lua/5.4", "/usr/lib/x86_64-l
 local PACKAGES = "/var/lib/dpkg/status"
 
 -- In the folder of the build, and in that of the sources.
-local BUILD = { "fcvm", "fcvm-agent", "libfcvm-ram.so", "libfcvm.so", "libfcvm.so.0", "lua", "tests", "bench" }
+local BUILD = { "fcvm", "fcvm-agent", "fcvm-volume", "libfcvm-ram.so", "libfcvm.so", "libfcvm.so.0", "lua", "tests",
+    "bench" }
 local SOURCE = { "CMakeLists.txt", "README.md", "bench", "csrc/host/fcvm.bash", "lua", "scripts", "tests" }
 
 -- How many snapshots of each level are kept: of several source trees and sizes, the youngest.

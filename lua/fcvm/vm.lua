@@ -356,7 +356,8 @@ end
 -- * `readonly`; `devices`: the guest may make block and character devices there (as root)
 -- * `locks`: "host" (the default: they exclude other guests and this host's processes, too) or "guest" (within the guest
 --   only; quicker)
--- * `readers`: threads in the guest that carry requests, 1 to 256 (default: `FCVM_FUSE_READERS`, else 1)
+-- * `readers`: queues that carry requests side by side, 1 to 256, by as many threads as the guest has processors (default:
+--   `FCVM_FUSE_READERS`, else 1)
 -- * `timeout`: seconds for which the guest may take names and attributes for granted (default: 1)
 -- * `uid_map`, `gid_map`: lists of `{ guest =, host =, count = }`; ids that are in no entry are nobody's (as root)
 -- * `wait`: the limit of the call in seconds (default: 30)

@@ -10,6 +10,13 @@ local it = T.test(it)
 -- Bytes in the guest's memory that clones must have.
 local BLOB <const> = 5 << 20
 
+-- Reads a file of a volume by lines: one at once, the next when it is told to.
+local HOLDER <const> = [[
+exec </vol/held
+read -r line; echo "$line" >/tmp/held
+until [ -e /tmp/go ]; do sleep 0.1; done
+read -r line; echo "$line" >>/tmp/held]]
+
 -- Counts up in a file, ten times a second, as long as its processors run.
 local COUNTER <const> = [[
 n=0
@@ -25,6 +32,8 @@ end
 describe(T.label, function()
     -- the VM of most tests; its snapshot; their hash; the program that counts; when the snapshot was taken
     local base, snap, blob_hash, counter, taken
+    -- the folder of this host that is its /vol
+    local folder
     -- the folders that were there before
     local others
 
@@ -36,6 +45,7 @@ describe(T.label, function()
     setup(function()
         T.start_node()
         others = T.folders()
+        folder = T.new_folder()
         base = T.boot { name = "conform", cold = true }
         assert(T.folders()[base.id])
     end)
@@ -48,6 +58,7 @@ describe(T.label, function()
         if snap then snap:close() end
         if base then base:close() end
         T.stop_node()
+        T.remove_folder(folder)
     end)
 
     describe("boots a VM that", function()
@@ -162,6 +173,24 @@ describe(T.label, function()
         end)
     end)
 
+    describe("mounts a folder of this host", function()
+        it("in a VM that runs", function()
+            T.write(folder .. "/from-the-host", "host\n")
+            T.write(folder .. "/held", "first\nsecond\n")
+            check(base:mount { host = folder, guest = "/vol", readers = 2, wait = T.s(10) })
+            assert.equal("host", out(base, "cat /vol/from-the-host"))
+            out(base, "echo guest >/vol/from-the-guest; cp /tmp/blob /vol/blob; sync /vol/blob")
+            assert.equal("guest\n", T.read(folder .. "/from-the-guest"))
+            assert.equal(BLOB, #T.read(folder .. "/blob"))
+            assert.equal(blob_hash, out(base, "sha256sum </vol/blob"):match "%x+")
+            check(base:spawn { "sh", "-c", HOLDER, null_stdin = true, detach = true }):close()
+            T.await("a program has read a line", 10, function() return out(base, "cat /tmp/held || :") == "first" end)
+            local volume = check(base:volumes())[1]
+            assert.same({ "/vol", "running" }, { volume.guest, volume.state })
+            assert.is_true(volume.bytes_written >= BLOB)
+        end)
+    end)
+
     describe("stops a VM for a while", function()
         it("and lets it go on", function()
             counter = check(base:spawn { "sh", "-c", COUNTER, null_stdin = true, detach = true })
@@ -209,6 +238,7 @@ describe(T.label, function()
             check(base:ping(T.s(5)))
             assert.is_truthy(out(base, "cat /proc/" .. counter.pid .. "/cmdline"):find("count.new", 1, true))
             goes_on(base)
+            assert.equal("host", out(base, "cat /vol/from-the-host"))
             T.clock_is_right(base)
             local slept = waiting:await()
             if cuts then
@@ -316,6 +346,19 @@ describe(T.label, function()
             assert.equal("ENOENT", refused(another:read_file("/tmp/own", { timeout = T.s(15) })).code)
         end)
 
+        it("with the volumes of their source, and the files that were open in them", function()
+            local clones <close> = T.clones(snap, 2)
+            fcvm.parallel(clones, function(vm)
+                out(vm, ("touch /tmp/go; cat /vol/from-the-host; echo %s >/vol/%s"):format(vm.id, vm.id))
+                T.await("the program has read the next line", 10, function()
+                    return out(vm, "cat /tmp/held") == "first\nsecond"
+                end)
+                assert.equal(vm.id .. "\n", T.read(folder .. "/" .. vm.id))
+                assert.equal("running", check(vm:volumes())[1].state)
+            end)
+            assert.equal("first", out(base, "cat /tmp/held"))
+        end)
+
         it("of clones, of a VM that ends with its snapshot", function()
             local clone <close> = T.clone(snap)
             local pid, id, generation, machine = clone.pid, clone.id, clone.generation, out(clone, "cat /etc/machine-id")
@@ -365,6 +408,16 @@ describe(T.label, function()
             end
             assert.equal("ENOENT", refused(fcvm.snapshot(name)).code)
         end)
+    end)
+
+    it("unmounts a folder", function()
+        local err = refused(base:unmount("/vol", { wait = T.s(10) }))
+        assert.equal("EBUSY", err.code)
+        out(base, "touch /tmp/go")
+        T.await("the program has ended", 10, function() return out(base, "cat /tmp/held") == "first\nsecond" end)
+        T.await("the folder is unmounted", 10, function() return base:unmount("/vol", { wait = T.s(10) }) end)
+        assert.same({}, check(base:volumes()))
+        assert.equal("", out(base, "ls /vol"))
     end)
 
     describe("ends a VM", function()

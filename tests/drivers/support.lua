@@ -109,6 +109,29 @@ function M.folders()
     return list
 end
 
+-- ---- folders of this host ----
+
+function M.new_folder()
+    local pipe = assert(io.popen "mktemp -d")
+    local path = pipe:read "l"
+    assert(pipe:close())
+    return path
+end
+
+function M.remove_folder(path)
+    assert(os.execute(("rm -rf -- '%s'"):format(path)))
+end
+
+function M.write(path, text)
+    local file <close> = assert(io.open(path, "wb"))
+    assert(file:write(text))
+end
+
+function M.read(path)
+    local file <close> = assert(io.open(path, "rb"))
+    return file:read "a"
+end
+
 -- ---- VMs ----
 
 -- A VM as the suite is asked to make it; options are added.

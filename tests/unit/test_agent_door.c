@@ -145,6 +145,12 @@ static void test_halves(void)
 	old = replace(h);
 	CHECK(hello(h, 3000, 0, false) && h->welcome.nonce == 3000 && said(h, sh(h, "echo fine"), "fine\n"));
 	close(old);
+	/* Who comes next hears nothing of the last one's programs before he has said who he is. */
+	loop(h, "ticker", "echo $$ > $0; while echo tick; do sleep 0.02; done");
+	old = replace(h);
+	usleep(200000);
+	CHECK(recv(h->fd, &(char){0}, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN);
+	close(old);
 	/* What comes before HELLO is nobody's. */
 	old = replace(h);
 	id = open_op(h, FCVM_WIRE_PING, "p", 1);

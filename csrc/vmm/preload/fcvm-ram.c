@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "fork.h"
+#include "ignne.h"
 #include "ram_wire.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -67,6 +68,7 @@ __attribute__((constructor)) static void begin(void)
 		fcntl(fd, F_SETFD, FD_CLOEXEC);
 	if (!size || (path && strlen(path) >= sizeof ram_path))
 		return;
+	fcvm_ignne_never();
 	ram_size = strtoull(size, NULL, 10);
 	mode = path ? FCVM_RAM_IS_PRIVATE : FCVM_RAM_IS_SHARED;
 	if (!path)
