@@ -386,9 +386,10 @@ static int lose_stream(struct reader *r, int why)
 	return 0;
 }
 
+/* ENOTCONN: of a vsock that a restore has reset. */
 static bool is_end(int result)
 {
-	return result == -EPIPE || result == -ECONNRESET;
+	return result == -EPIPE || result == -ECONNRESET || result == -ENOTCONN;
 }
 
 /* One turn, after epoll said what there is. 0: go on. */

@@ -60,11 +60,23 @@ static void descriptors(struct server *s)
 	fcvm_close(fd);
 }
 
+/* The mount at the current folder as the root, and nothing else. */
+static int take_root(void)
+{
+	if (syscall(SYS_pivot_root, ".", ".") == 0)
+		return umount2(".", MNT_DETACH) ? -errno : 0;
+	/* An initramfs, as a lab has it, cannot be left; but it can be covered. */
+	if (errno != EINVAL || mount(".", "/", NULL, MS_MOVE, NULL) || chroot("."))
+		return -errno;
+	return 0;
+}
+
 /* Makes the folder the root of a mount namespace. */
 static int own_root(struct server *s)
 {
 	struct mount_attr attr = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC};
 	_cleanup_close_ int folder = -1, tree = -1;
+	int r;
 
 	if (s->volume.devices)
 		attr.attr_set &= ~(uint64_t)MOUNT_ATTR_NODEV;
@@ -82,9 +94,10 @@ static int own_root(struct server *s)
 	/* On top of the folder itself, for want of another place that is certainly there. */
 	if (fchdir(folder) || move_mount(tree, "", AT_FDCWD, ".", MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
-	if (fchdir(tree) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH))
+	if (fchdir(tree))
 		return -errno;
-	return chdir("/") ? -errno : 0;
+	r = take_root();
+	return r ? r : chdir("/") ? -errno : 0;
 }
 
 /* Landlock: what of files is to be read, written, made and removed is beneath the folder. */
