@@ -29,7 +29,7 @@
 #include "host/progress.h"
 #include "host/terminal.h"
 
-enum { REMEMBERED = 1000 };
+enum { REMEMBERED = 1000, HANGUP_MS = 1000 };
 
 struct line {
 	const struct line_hooks *hooks;
@@ -196,6 +196,17 @@ static bool wait_for_byte(struct line *l)
 	}
 }
 
+/* A terminal reads as ended only when it is gone, since Ctrl-D is a key; then the SIGHUP that says so is here, or comes in
+ * a moment. */
+static void await_hangup(struct line *l)
+{
+	struct pollfd p = {.fd = interrupt_fd(), .events = POLLIN};
+
+	while (poll(&p, 1, HANGUP_MS) < 0 && errno == EINTR)
+		;
+	l->interrupted = interrupt_signal() != 0;
+}
+
 static int read_char(EditLine *el, wchar_t *ret)
 {
 	struct line *l = of(el);
@@ -210,8 +221,10 @@ static int read_char(EditLine *el, wchar_t *ret)
 		n = read(STDIN_FILENO, &c, 1);
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
+		if (n <= 0) {
+			await_hangup(l);
 			return (int)n;
+		}
 		/* Ctrl-D that was typed while something ran: the terminal, not yet raw then, has
 		 * made this of it. */
 		if (c == 0 && el_line(el)->lastchar == el_line(el)->buffer)
