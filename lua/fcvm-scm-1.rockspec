@@ -40,12 +40,14 @@ build = {
             ["fcvm.stream"] = "lua/fcvm/stream.lua",
             ["fcvm.task"] = "lua/fcvm/task.lua",
             ["fcvm.vm"] = "lua/fcvm/vm.lua",
+            ["fcvm.volume"] = "lua/fcvm/volume.lua",
         },
-        -- the last two are no modules: this is the folder where core.so looks first
+        -- the last three are no modules: this is the folder where core.so looks first
         lib = {
             ["fcvm.core"] = "build.luarocks/lua/fcvm/core.so",
             ["fcvm.agent"] = "build.luarocks/fcvm-agent",
             ["fcvm.ram"] = "build.luarocks/libfcvm-ram.so",
+            ["fcvm.server"] = "build.luarocks/fcvm-volume",
         },
     },
 }
