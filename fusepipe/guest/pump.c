@@ -39,12 +39,12 @@ enum {
 	LISTENERS = FCVM_FUSE_LISTENERS,
 };
 
-/* A thread, and the readers whose turns it takes: each `step`th one from `first` on. */
+/* A thread, and the readers whose turns it takes: each `step`th from its own number on. */
 struct worker {
 	struct pump *pump;
-	struct reader *first;
-	unsigned readers, step;
-	int epoll; /* of theirs; -1: there is one reader only */
+	struct reader *readers; /* all there are */
+	unsigned number, step, nreaders;
+	int epoll; /* of all their descriptors: with one for each, a request would wake all of them */
 	pthread_t thread;
 };
 
@@ -186,44 +186,43 @@ static void mind_door(const struct fcvm_fuse_pump *config, struct pump *p, struc
 
 /* ---- threads ---- */
 
-static struct reader *worker_reader(const struct worker *w, unsigned i)
-{
-	return &w->first[(size_t)i * w->step];
-}
+enum { STOP = UINT32_MAX }; /* for a reader's number, in events of the pump's stop */
 
 static bool worker_used(const struct worker *w)
 {
-	for (unsigned i = 0; i < w->readers; i++)
-		if (reader_used(worker_reader(w, i)))
+	for (unsigned i = w->number; i < w->nreaders; i += w->step)
+		if (reader_used(&w->readers[i]))
 			return true;
 	return false;
 }
 
-/* How many events there were, or -errno. */
-static int worker_turn(struct worker *w, int wait_ms)
+static void worker_trim(const struct worker *w)
 {
-	struct epoll_event events[EVENTS];
-	int n, result = 0;
-
-	if (w->epoll < 0)
-		return reader_turn(w->first, wait_ms);
-	n = epoll_wait(w->epoll, events, EVENTS, wait_ms);
-	if (n < 0)
-		return errno == EINTR ? 0 : -errno;
-	for (int i = 0; i < n && result >= 0; i++)
-		result = reader_turn(events[i].data.ptr, 0);
-	return result < 0 ? result : n;
+	for (unsigned i = w->number; i < w->nreaders; i += w->step)
+		reader_trim(&w->readers[i]);
 }
 
 static void *work(void *arg)
 {
 	struct worker *w = arg;
+	struct epoll_event events[EVENTS];
 	int result = 0;
 
-	while (result >= 0) {
-		result = worker_turn(w, worker_used(w) ? TRIM_MS : -1);
-		for (unsigned i = 0; i < w->readers && result == 0; i++)
-			reader_trim(worker_reader(w, i));
+	while (!result) {
+		int n = epoll_wait(w->epoll, events, EVENTS, worker_used(w) ? TRIM_MS : -1);
+
+		if (n < 0 && errno != EINTR)
+			result = -errno;
+		if (n == 0)
+			worker_trim(w);
+		for (int i = 0; i < n && !result; i++) {
+			uint32_t number = (uint32_t)(events[i].data.u64 >> 32);
+			int fd = (int)(uint32_t)events[i].data.u64;
+
+			result = number == STOP ? -ECANCELED
+						: reader_turn(&w->readers[number & ~READER_OFFERED], number & READER_OFFERED, fd,
+							  events[i].events);
+		}
 	}
 	pump_end(w->pump, result);
 	return NULL;
@@ -231,38 +230,26 @@ static void *work(void *arg)
 
 static int worker_init(struct worker *w)
 {
-	int result = 0;
+	struct epoll_event e = {.events = EPOLLIN, .data.u64 = (uint64_t)STOP << 32};
 
-	if (w->readers > 1) {
-		w->epoll = epoll_create1(EPOLL_CLOEXEC);
-		if (w->epoll < 0)
-			return -errno;
-	}
-	for (unsigned i = 0; i < w->readers && !result; i++) {
-		struct reader *r = worker_reader(w, i);
-		struct epoll_event e = {.events = EPOLLIN, .data.ptr = r};
-
-		result = reader_begin(r);
-		if (!result && w->epoll >= 0 && epoll_ctl(w->epoll, EPOLL_CTL_ADD, r->epoll, &e))
-			result = -errno;
-	}
-	return result;
+	w->epoll = epoll_create1(EPOLL_CLOEXEC);
+	return w->epoll < 0 || epoll_ctl(w->epoll, EPOLL_CTL_ADD, w->pump->stop, &e) ? -errno : 0;
 }
 
 static int worker_start(struct worker *w)
 {
 	pthread_attr_t attr;
-	int result = worker_init(w);
+	int result = 0;
 
-	if (!result) {
-		pthread_attr_init(&attr);
-		pthread_attr_setstacksize(&attr, STACK);
-		result = -pthread_create(&w->thread, &attr, work, w);
-		pthread_attr_destroy(&attr);
-	}
+	for (unsigned i = w->number; i < w->nreaders && !result; i += w->step)
+		result = reader_begin(&w->readers[i]);
 	if (result)
-		fcvm_close(w->epoll);
-	return result;
+		return result;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK);
+	result = pthread_create(&w->thread, &attr, work, w);
+	pthread_attr_destroy(&attr);
+	return -result;
 }
 
 static unsigned count_workers(unsigned readers)
@@ -272,25 +259,20 @@ static unsigned count_workers(unsigned readers)
 	return processors < 1 ? 1 : readers < processors ? readers : (unsigned)processors;
 }
 
-static void run_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers)
+static void run_workers(const struct fcvm_fuse_pump *config, struct pump *p, struct worker *workers, unsigned n)
 {
-	unsigned n = count_workers(config->readers), started = 0;
-	_cleanup_free_ struct worker *workers = calloc(n, sizeof *workers);
-	int result = workers ? 0 : -ENOMEM;
+	unsigned started = 0;
+	int result = 0;
 
-	for (unsigned i = 0; i < n && !result; i++) {
-		workers[i] = (struct worker){.pump = p, .first = &readers[i], .step = n, .epoll = -1,
-			.readers = (config->readers - i + n - 1) / n};
-		result = worker_start(&workers[i]);
+	while (started < n && !result) {
+		result = worker_start(&workers[started]);
 		started += !result;
 	}
 	if (result)
 		pump_end(p, result);
-	mind_door(config, p, readers);
-	while (started) {
+	mind_door(config, p, workers->readers);
+	while (started)
 		pthread_join(workers[--started].thread, NULL);
-		fcvm_close(workers[started].epoll);
-	}
 }
 
 /* ---- start and end ---- */
@@ -319,13 +301,28 @@ static void allow_descriptors(unsigned readers)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static int make_workers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers, struct worker *workers,
+	unsigned n)
+{
+	int result = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		workers[i] = (struct worker){.pump = p, .readers = readers, .number = i, .step = n, .nreaders = config->readers,
+			.epoll = -1};
+	for (unsigned i = 0; i < n && !result; i++)
+		result = worker_init(&workers[i]);
+	return result;
+}
+
 /* ret_made: how many of the readers are to be given to reader_done(). */
-static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers, unsigned *ret_made)
+static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers,
+	const struct worker *workers, unsigned nworkers, unsigned *ret_made)
 {
 	int result = 0;
 
 	for (unsigned i = 0; i < config->readers && !result; i++) {
-		result = reader_init(&readers[i], p, i ? clone_device(config->device) : config->device);
+		result = reader_init(&readers[i], p, i, workers[i % nworkers].epoll,
+			i ? clone_device(config->device) : config->device);
 		*ret_made = i + 1;
 	}
 	for (unsigned i = 0; config->streams && i < config->readers; i++) {
@@ -337,35 +334,52 @@ static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, str
 	return result;
 }
 
+/* Until it is over: why; the descriptors are closed but for the listeners. */
+static int pump_with(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers, struct worker *workers,
+	unsigned n)
+{
+	unsigned made = 0;
+	int result = p->stop < 0 ? p->stop : make_workers(config, p, readers, workers, n);
+
+	if (!result)
+		result = make_readers(config, p, readers, workers, n, &made);
+	if (!result) {
+		run_workers(config, p, workers, n);
+		result = atomic_load(&p->why);
+	}
+	if (!made)
+		fcvm_close(config->device);
+	while (made)
+		reader_done(&readers[--made]);
+	for (unsigned i = 0; i < n; i++)
+		fcvm_close(workers[i].epoll);
+	return result;
+}
+
 int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 {
 	bool fits = config->readers >= 1 && config->readers <= FCVM_FUSE_MAX_READERS;
+	unsigned n = fits ? count_workers(config->readers) : 0;
 	_cleanup_free_ struct reader *readers = fits ? calloc(config->readers, sizeof *readers) : NULL;
+	_cleanup_free_ struct worker *workers = fits ? calloc(n, sizeof *workers) : NULL;
 	struct pump p = {.trace_rate = config->trace_rate};
-	unsigned made = 0;
-	int result = !fits ? -EINVAL : !readers ? -ENOMEM : 0;
+	int result = !fits ? -EINVAL : !readers || !workers ? -ENOMEM : 0;
 
 	for (unsigned i = 0; i < LISTENERS; i++)
 		p.reconnects |= config->listeners[i] >= 0;
 	allow_descriptors(fits ? config->readers : 0);
 	p.stop = fcvm_fd_event();
-	if (!result)
-		result = p.stop < 0 ? p.stop : make_readers(config, &p, readers, &made);
 	if (result) {
+		fcvm_close(config->device);
 		fcvm_fail_errno(err, result, "volume: %u readers", config->readers);
 	} else {
-		run_readers(config, &p, readers);
-		result = atomic_load(&p.why);
+		result = pump_with(config, &p, readers, workers, n);
 		/* ENODEV is the end of a mount. */
 		if (result == -ENODEV)
 			result = 0;
 		else
 			fcvm_fail_errno(err, result, "volume: the stream to the host");
 	}
-	if (!made)
-		fcvm_close(config->device);
-	while (made)
-		reader_done(&readers[--made]);
 	for (unsigned i = 0; i < LISTENERS; i++)
 		fcvm_close(config->listeners[i]);
 	fcvm_close(p.stop);

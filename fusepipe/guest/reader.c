@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One reader: a device (or clone) and a stream, both non-blocking, one epoll. Requests are read from the device one
+ * One reader: a device (or clone) and a stream, both non-blocking, watched by its thread's epoll. Requests are read from the device one
  * after the other for as long as there are any, and written to the stream at once; replies are read from the stream as
  * many as there are, and written to the device one by one, as it wants them.
  *
@@ -8,7 +8,7 @@
  * A host that is slow to read fills the buffer of requests; then the device is not read, and callers wait in the
  * kernel, where they can be interrupted.
  *
- * With several readers the device wakes one of them for a request (EPOLLEXCLUSIVE), not all. A reader that takes none
+ * With several readers the device wakes one thread for a request (EPOLLEXCLUSIVE), not all. A reader that takes none
  * watches it all the same, for the unmounting; not exclusively, or it would swallow what wakes the others.
  *
  * Phases are control.h's. A stream that ends while the reader is quiet is closed; the next one comes as an event of a
@@ -33,14 +33,12 @@ enum {
 	CONTROL = 4096, /* behind it: what only the halves understand always has room */
 	MAPPING = CAPACITY + CONTROL,
 	TRACE_SIZE = sizeof(struct fuse_in_header) + sizeof(struct fcvm_fuse_trace),
-	EVENTS = 4, /* the device, the stop, the stream, the next stream */
 };
 
-enum tag { TAG_DEVICE, TAG_STOP, TAG_STREAM };
-
-static uint64_t tagged(enum tag tag, int fd)
+/* What an event of a descriptor of this reader's carries. */
+static uint64_t tag_of(const struct reader *r, int fd)
 {
-	return (uint64_t)tag << 32 | (uint32_t)fd;
+	return (uint64_t)r->number << 32 | (uint32_t)fd;
 }
 
 static uint64_t now_ns(void)
@@ -294,7 +292,7 @@ static int take_replies(struct reader *r)
 static int watch_device(struct reader *r)
 {
 	bool takes = r->phase == READER_RUNS && r->stream >= 0 && has_room(&r->requests);
-	struct epoll_event e = {.events = takes ? EPOLLIN | EPOLLEXCLUSIVE : 0, .data.u64 = tagged(TAG_DEVICE, r->device)};
+	struct epoll_event e = {.events = takes ? EPOLLIN | EPOLLEXCLUSIVE : 0, .data.u64 = tag_of(r, r->device)};
 
 	if (r->device_watched && r->device_events == e.events)
 		return 0;
@@ -309,7 +307,7 @@ static int watch_device(struct reader *r)
 static int watch_stream(struct reader *r)
 {
 	uint32_t events = EPOLLIN | (r->requests.start < r->requests.end ? EPOLLOUT : 0);
-	struct epoll_event e = {.events = events, .data.u64 = tagged(TAG_STREAM, r->stream)};
+	struct epoll_event e = {.events = events, .data.u64 = tag_of(r, r->stream)};
 
 	if (r->stream < 0 || r->stream_events == events)
 		return 0;
@@ -320,7 +318,7 @@ static int watch_stream(struct reader *r)
 int reader_offer(struct reader *r, int stream)
 {
 	/* Writable is what it is at once: so the reader hears of it. */
-	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.u64 = tagged(TAG_STREAM, stream)};
+	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.u64 = (uint64_t)READER_OFFERED << 32 | tag_of(r, stream)};
 	int result = fcvm_fd_nonblock(stream, true);
 
 	if (!result && epoll_ctl(r->epoll, EPOLL_CTL_ADD, stream, &e))
@@ -345,37 +343,10 @@ static void adopt(struct reader *r, int stream)
 	}
 	drop_stream(r);
 	r->stream = stream;
-	r->stream_events = EPOLLIN | EPOLLOUT;
+	r->stream_events = 0; /* no longer an offered one's */
 }
 
-/* ---- the loop ---- */
-
-/* What one epoll_wait told. */
-struct news {
-	bool device, unmounted, stop, stream;
-	int offered[EVENTS];
-	unsigned noffered;
-};
-
-static void sort(const struct reader *r, const struct epoll_event *events, int n, struct news *ret)
-{
-	*ret = (struct news){.noffered = 0};
-	for (int i = 0; i < n; i++) {
-		enum tag tag = (enum tag)(events[i].data.u64 >> 32);
-		int fd = (int)(uint32_t)events[i].data.u64;
-
-		if (tag == TAG_STOP) {
-			ret->stop = true;
-		} else if (tag == TAG_DEVICE) {
-			ret->device = true;
-			ret->unmounted = events[i].events & EPOLLERR;
-		} else if (fd != r->stream) {
-			ret->offered[ret->noffered++] = fd;
-		} else {
-			ret->stream |= events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR);
-		}
-	}
-}
+/* ---- a turn ---- */
 
 /* A stream that ends. 0: so it may. */
 static int lose_stream(struct reader *r, int why)
@@ -392,21 +363,27 @@ static bool is_end(int result)
 	return result == -EPIPE || result == -ECONNRESET || result == -ENOTCONN;
 }
 
-/* One turn, after epoll said what there is. 0: go on. */
-static int turn(struct reader *r, const struct news *news)
+static int hear_device(struct reader *r, uint32_t events)
 {
-	int result = news->stop ? -ECANCELED : news->unmounted ? -ENODEV : 0;
+	if (events & EPOLLERR)
+		return -ENODEV;
+	return r->phase == READER_RUNS && r->stream >= 0 ? take_requests(r) : 0;
+}
 
-	if (!result && news->stream)
+int reader_turn(struct reader *r, bool offered, int fd, uint32_t events)
+{
+	int result = 0;
+
+	if (fd == r->device)
+		result = hear_device(r, events);
+	else if (offered)
+		adopt(r, fd);
+	else if (fd == r->stream && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		result = take_replies(r);
-	if (!result && news->device && r->phase == READER_RUNS && r->stream >= 0)
-		result = take_requests(r);
 	if (!result && r->stream >= 0)
 		result = send_requests(r);
 	if (is_end(result))
 		result = lose_stream(r, result);
-	for (unsigned i = 0; i < news->noffered; i++)
-		adopt(r, news->offered[i]);
 	if (!result)
 		result = watch_device(r);
 	return result ? result : watch_stream(r);
@@ -415,21 +392,6 @@ static int turn(struct reader *r, const struct news *news)
 int reader_begin(struct reader *r)
 {
 	return watch_device(r);
-}
-
-int reader_turn(struct reader *r, int wait_ms)
-{
-	struct epoll_event events[EVENTS];
-	struct news news;
-	int n = epoll_wait(r->epoll, events, EVENTS, wait_ms), result;
-
-	if (n < 0)
-		return errno == EINTR ? 0 : -errno;
-	if (n == 0)
-		return 0;
-	sort(r, events, n, &news);
-	result = turn(r, &news);
-	return result ? result : n;
 }
 
 bool reader_used(const struct reader *r)
@@ -445,15 +407,11 @@ void reader_trim(struct reader *r)
 
 /* ---- its life ---- */
 
-int reader_init(struct reader *r, struct pump *p, int device)
+int reader_init(struct reader *r, const struct pump *p, unsigned number, int epoll, int device)
 {
-	struct epoll_event e = {.events = EPOLLIN, .data.u64 = tagged(TAG_STOP, p->stop)};
 	int result;
 
-	*r = (struct reader){.pump = p, .device = device, .stream = -1};
-	r->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (r->epoll < 0 || epoll_ctl(r->epoll, EPOLL_CTL_ADD, p->stop, &e))
-		return -errno;
+	*r = (struct reader){.pump = p, .number = number, .epoll = epoll, .device = device, .stream = -1};
 	if (device < 0)
 		return device;
 	result = fcvm_fd_nonblock(device, true);
@@ -466,7 +424,6 @@ void reader_done(struct reader *r)
 {
 	fcvm_close(r->device);
 	fcvm_close(r->stream);
-	fcvm_close(r->epoll);
 	if (r->requests.data)
 		munmap(r->requests.data, MAPPING);
 	if (r->replies.data)

@@ -27,10 +27,15 @@ enum phase {
 	READER_QUIET,  /* has said QUIET: its stream may end and another come */
 };
 
+/* In an event: of a stream that has not become the reader's yet. */
+enum { READER_OFFERED = 1 << 16 };
+
 /* All of the thread that gives it its turns, but for epoll, by which reader_offer() hands over a stream. */
 struct reader {
-	struct pump *pump;
-	int device, stream, epoll; /* stream -1: none yet, or none while it is quiet */
+	const struct pump *pump;
+	unsigned number;
+	int epoll;          /* of its thread; borrowed. Events carry (number | READER_OFFERED) << 32 | the descriptor */
+	int device, stream; /* stream -1: none yet, or none while it is quiet */
 	enum phase phase;
 	struct side requests, replies;
 	uint32_t device_events, stream_events; /* as registered */
@@ -43,18 +48,15 @@ struct reader {
 };
 
 /* 0 or -errno; in either case to be given to reader_done(). The device is taken. */
-int reader_init(struct reader *r, struct pump *p, int device);
+int reader_init(struct reader *r, const struct pump *p, unsigned number, int epoll, int device);
 /* Closes what is left. */
 void reader_done(struct reader *r);
 /* A stream for it, from any thread; taken, also on failure. It may find no need of it and close it. 0 or -errno. */
 int reader_offer(struct reader *r, int stream);
 /* Before its first turn. 0 or -errno. */
 int reader_begin(struct reader *r);
-/*
- * Waits for at most wait_ms (-1: as long as it takes; 0: not at all) for something to do, and does it. How many events
- * there were, or -errno: it is over, for all readers. r->epoll is readable when there is something to do.
- */
-int reader_turn(struct reader *r, int wait_ms);
+/* What epoll has told of one of its descriptors; it may be closed by now. 0, or -errno: it is over, for all readers. */
+int reader_turn(struct reader *r, bool offered, int fd, uint32_t events);
 /* It has buffers that reader_trim() would give back; to be called when it has had nothing to do for a while. */
 bool reader_used(const struct reader *r);
 void reader_trim(struct reader *r);
