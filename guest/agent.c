@@ -29,13 +29,17 @@ int watch_set(struct agent *a, struct watch *w, uint32_t events)
 
 	if (epoll_ctl(a->epoll, w->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, w->fd, &e) < 0)
 		return -errno;
+	w->epoll = a->epoll;
 	w->registered = true;
 	return 0;
 }
 
 void watch_close(struct watch *w)
 {
-	/* No other descriptor shares its open file, so closing takes it out of the epoll set. */
+	/* To close it would not do: a child that a hand (hands.c) is about to make a program of has it, too, and for as long
+	 * there would be events for what is freed. */
+	if (w->registered)
+		epoll_ctl(w->epoll, EPOLL_CTL_DEL, w->fd, NULL);
 	w->fd = fcvm_close(w->fd);
 	w->registered = false;
 }

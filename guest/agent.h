@@ -70,6 +70,7 @@ TAILQ_HEAD(stream_queue, stream);
 
 struct watch {
 	int fd; /* -1: closed */
+	int epoll; /* that watches it, if it is registered; borrowed */
 	bool registered;
 	void (*ready)(struct agent *a, struct watch *w, uint32_t events);
 };

@@ -188,11 +188,26 @@ static void test_quick_programs(void)
 	stop(h);
 }
 
+/* Programs are being started by other threads while what belongs to earlier ones is closed and freed. */
+static void test_storm(void)
+{
+	struct host *h = with_volume();
+
+	for (unsigned i = 0; i < 150; i++) {
+		for (unsigned k = 0; k < 12; k++)
+			sh(h, "echo x; sleep 0.02; echo y; echo z >&2");
+		usleep(i * 7919 % 6000);
+		CHECK(hello(h, 1000 + i, 0, false));
+	}
+	CHECK(ok(h, open_op(h, FCVM_WIRE_PING, "p", 1)));
+	stop(h);
+}
+
 int main(void)
 {
 	static const struct test tests[] = {
 		{"quick programs", test_quick_programs}, {"unconnected", test_unconnected},
-		{"unanswered", test_unanswered}, {"many", test_many},
+		{"unanswered", test_unanswered}, {"many", test_many}, {"storm", test_storm},
 	};
 
 	if (geteuid() != 0 || access("/dev/fuse", R_OK | W_OK) < 0) {
