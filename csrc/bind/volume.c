@@ -28,11 +28,10 @@ static struct volume_call *call_on_vm(lua_State *L, const struct fcvm_call_type 
 
 /* ---- a volume's table ---- */
 
-/* The field of the table at arg, a list of {guest=, host=, count=}; kept by the call. */
-static const struct fcvm_vm_ids *ids(lua_State *L, int arg, const char *field, struct fcvm_call *call, size_t *ret_n)
+/* Pushes the field of the table at arg, a list of at most max, and room for as many things of that size, and one more:
+ * the room, or NULL if there is no such field; then nothing is pushed. */
+static void *push_list(lua_State *L, int arg, const char *field, int max, const char *what, size_t size, lua_Integer *ret_n)
 {
-	struct fcvm_vm_ids *list = NULL;
-	lua_Integer n;
 	int at;
 
 	*ret_n = 0;
@@ -42,10 +41,22 @@ static const struct fcvm_vm_ids *ids(lua_State *L, int arg, const char *field, s
 	}
 	at = lua_gettop(L);
 	luaL_checktype(L, at, LUA_TTABLE);
-	n = luaL_len(L, at);
-	if (n < 0 || n > FCVM_VOLUME_IDS)
-		luaL_error(L, "%s: at most %d entries", field, FCVM_VOLUME_IDS);
-	list = lua_newuserdatauv(L, ((size_t)n + 1) * sizeof *list, 0);
+	*ret_n = luaL_len(L, at);
+	if (*ret_n < 0 || *ret_n > max)
+		luaL_error(L, "%s: at most %d%s", field, max, what);
+	return lua_newuserdatauv(L, ((size_t)*ret_n + 1) * size, 0);
+}
+
+/* The field of the table at arg, a list of {guest=, host=, count=}; kept by the call. */
+static const struct fcvm_vm_ids *ids(lua_State *L, int arg, const char *field, struct fcvm_call *call, size_t *ret_n)
+{
+	lua_Integer n;
+	struct fcvm_vm_ids *list = push_list(L, arg, field, FCVM_VOLUME_IDS, " entries", sizeof *list, &n);
+	int at = lua_gettop(L) - 1;
+
+	*ret_n = (size_t)n;
+	if (!list)
+		return NULL;
 	for (lua_Integer i = 0; i < n; i++) {
 		if (lua_rawgeti(L, at, i + 1) != LUA_TTABLE)
 			luaL_error(L, "%s: a list of tables expected", field);
@@ -56,7 +67,6 @@ static const struct fcvm_vm_ids *ids(lua_State *L, int arg, const char *field, s
 	}
 	fcvm_call_keep(L, call);
 	lua_pop(L, 1);
-	*ret_n = (size_t)n;
 	return list;
 }
 
@@ -84,21 +94,13 @@ static void fill_volume(lua_State *L, int arg, struct fcvm_call *call, struct fc
 
 const struct fcvm_vm_volume *fcvm_args_volumes(lua_State *L, int arg, const char *field, struct fcvm_call *call, size_t *ret_n)
 {
-	struct fcvm_vm_volume *list;
 	lua_Integer n;
-	int at;
+	struct fcvm_vm_volume *list = push_list(L, arg, field, FCVM_MAX_VOLUMES, "", sizeof *list, &n);
+	int at = lua_gettop(L) - 1;
 
-	*ret_n = 0;
-	if (lua_getfield(L, arg, field) == LUA_TNIL) {
-		lua_pop(L, 1);
+	*ret_n = (size_t)n;
+	if (!list)
 		return NULL;
-	}
-	at = lua_gettop(L);
-	luaL_checktype(L, at, LUA_TTABLE);
-	n = luaL_len(L, at);
-	if (n < 0 || n > FCVM_MAX_VOLUMES)
-		luaL_error(L, "%s: at most %d", field, FCVM_MAX_VOLUMES);
-	list = lua_newuserdatauv(L, ((size_t)n + 1) * sizeof *list, 0);
 	for (lua_Integer i = 0; i < n; i++) {
 		lua_rawgeti(L, at, i + 1);
 		fill_volume(L, lua_gettop(L), call, &list[i]);
@@ -106,7 +108,6 @@ const struct fcvm_vm_volume *fcvm_args_volumes(lua_State *L, int arg, const char
 	}
 	fcvm_call_keep(L, call);
 	lua_pop(L, 1);
-	*ret_n = (size_t)n;
 	return list;
 }
 

@@ -33,7 +33,7 @@ enum {
 	STACK = 64 * 1024,      /* of which a page is used */
 	GREETING_MS = 30 * 1000,
 	GUESTS = FCVM_FUSE_MAX_READERS, /* that have not greeted yet */
-	FDS_EACH = 4,           /* device, stream, epoll, and a connection on its way */
+	FDS_EACH = 4,           /* device, stream, a connection on its way, and at most one epoll */
 	TRIM_MS = 1000,
 	EVENTS = 32,
 	LISTENERS = FCVM_FUSE_LISTENERS,

@@ -241,7 +241,8 @@ static bool hello(struct host *h, uint64_t nonce, uint64_t generation, bool resy
 	return welcome && h->welcome.nonce == nonce;
 }
 
-static struct host *start(void)
+/* apart: in a mount namespace of its own. */
+static struct host *start_agent(bool apart)
 {
 	struct host *h = calloc(1, sizeof *h);
 	int p[2];
@@ -252,6 +253,8 @@ static struct host *start(void)
 		char number[12];
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (apart && (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0))
+			_exit(126);
 		fcntl(p[1], F_SETFD, 0);
 		snprintf(number, sizeof number, "%d", p[1]);
 		execl(agent_path, agent_path, "--fd", number, NULL);
@@ -261,6 +264,11 @@ static struct host *start(void)
 	h->fd = p[0];
 	CHECK(hello(h, 77, 0, false));
 	return h;
+}
+
+static struct host *start(void)
+{
+	return start_agent(false);
 }
 
 /* Ends the link: the agent must end by itself, well. */

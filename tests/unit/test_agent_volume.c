@@ -9,30 +9,6 @@
 
 enum { NUMBER = 4711, WAITING = 12 };
 
-static struct host *start_apart(void)
-{
-	struct host *h = calloc(1, sizeof *h);
-	int p[2];
-
-	CHECK(fcvm_fd_pair(p) == 0);
-	h->pid = fork();
-	if (h->pid == 0) {
-		char number[12];
-
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-			_exit(126);
-		fcntl(p[1], F_SETFD, 0);
-		snprintf(number, sizeof number, "%d", p[1]);
-		execl(agent_path, agent_path, "--fd", number, NULL);
-		_exit(127);
-	}
-	close(p[1]);
-	h->fd = p[0];
-	CHECK(hello(h, 77, 0, false));
-	return h;
-}
-
 static uint32_t ask_mount(struct host *h, const char *target)
 {
 	struct fcvm_wire_writer w = fcvm_wire_writer(h->payload, sizeof h->payload);
@@ -93,7 +69,7 @@ static void check_served(struct host *h)
 
 static struct host *with_volume(void)
 {
-	struct host *h = start_apart();
+	struct host *h = start_agent(true);
 
 	CHECK(ok(h, ask_mount(h, at("volume"))));
 	return h;
