@@ -55,7 +55,7 @@ struct fcvm_fuse_greeting {
 	uint32_t reader; /* 0 ... */
 };
 
-/* The pump's address in its guest: "unix:@" and this, with the volume's number; and by vsock, FCVM_WIRE_VSOCK_PORT + 1 +
+/* The pump's address in its guest: "unix:@" and this, with the volume's number; and by vsock, FCVM_WIRE_VSOCK_STREAMS +
  * that number. */
 #define FCVM_FUSE_ADDRESS "fcvm-volume-%u"
 

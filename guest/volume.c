@@ -99,16 +99,19 @@ static int listen_unix(const char *target, unsigned number, struct fcvm_err *err
 	return r < 0 ? fcvm_fail_errno(err, r, "mount %s: listen on %s", target, text) : fcvm_steal_fd(fd);
 }
 
-/* Straight from the host. -1: there is no vsock, or somebody else has the port: then it comes by the other way. */
-static int listen_vsock(unsigned number)
+/* Straight from the host. 0 and -1: there is no vsock, or we may not; then it comes by the other way. A port that is taken
+ * is a failure: the host would give the volume to whoever listens. */
+static int listen_vsock(const char *target, unsigned number, int *ret, struct fcvm_err *err)
 {
 	const struct sockaddr_vm address = {
-		.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = FCVM_WIRE_VSOCK_PORT + 1 + number};
-	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = FCVM_WIRE_VSOCK_STREAMS + number};
+	_cleanup_close_ int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int r = fd < 0 ? -errno : bind_soon(fd, (const struct sockaddr *)&address, sizeof address);
 
-	if (fd >= 0 && bind_soon(fd, (const struct sockaddr *)&address, sizeof address) < 0)
-		fd = fcvm_close(fd);
-	return fd;
+	if (r == -EADDRINUSE)
+		return fcvm_fail(err, r, "mount %s: somebody listens on vsock port %u already", target, address.svm_port);
+	*ret = r < 0 ? -1 : fcvm_steal_fd(fd);
+	return 0;
 }
 
 /* What ps tells of the pump, in place of the worker's arguments. They are one behind the other. */
@@ -167,7 +170,9 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	here = listen_unix(target, number, err);
 	if (here < 0)
 		return here;
-	vsock = listen_vsock(number);
+	r = listen_vsock(target, number, &vsock, err);
+	if (r < 0)
+		return r;
 	config.device = fcvm_fuse_mount(argv[3], target, argv[5][0] == '1', err);
 	if (config.device < 0)
 		return config.device;

@@ -81,15 +81,17 @@ void volumes_end(struct fcvm_vm *vm)
 
 /* ---- streams ---- */
 
-/* A stream to the pump of volume `number`: one of its own where the driver has such, else within the agent's link. */
-static int connect_stream(struct fcvm_vm *vm, unsigned number, const struct fcvm_until *until, int *ret, struct fcvm_err *err)
+/* A stream to the pump of volume `number`: one of its own where the driver has such and the pump listens, else within the
+ * agent's link. *own: whether the first way is worth trying. */
+static int connect_stream(struct fcvm_vm *vm, unsigned number, bool *own, const struct fcvm_until *until, int *ret,
+	struct fcvm_err *err)
 {
-	const struct vmm_ops *driver = vm->with.driver;
-	int r = driver->stream ? driver->stream(vm->vmm, 1 + number, until, ret, err) : -ECONNREFUSED;
+	int r = *own ? vm->with.driver->stream(vm->vmm, number, until, ret, err) : -ECONNREFUSED;
 	char address[64];
 
 	if (r != -ECONNREFUSED)
 		return r;
+	*own = false;
 	snprintf(address, sizeof address, "unix:@" FCVM_FUSE_ADDRESS, number);
 	return fcvm_node_connect(vm->agent, address, until, ret, err);
 }
@@ -98,12 +100,13 @@ static int connect_stream(struct fcvm_vm *vm, unsigned number, const struct fcvm
 static int connect_server(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	bool own = vm->with.driver->stream != NULL;
 	int streams[FCVM_MANIFEST_READERS];
 	unsigned n = 0;
 	int r = 0;
 
 	while (n < c->readers && r == 0) {
-		r = connect_stream(vm, c->number, until, &streams[n], err);
+		r = connect_stream(vm, c->number, &own, until, &streams[n], err);
 		if (r == 0)
 			n++;
 	}

@@ -233,7 +233,7 @@ int fcvm_fc_carrier(struct vmm *v, const struct fcvm_until *until, int *ret_fd, 
 int fcvm_fc_stream(struct vmm *v, unsigned number, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err)
 {
 	struct fc *f = fc_of(v);
-	unsigned port = FCVM_WIRE_VSOCK_PORT + number;
+	unsigned port = FCVM_WIRE_VSOCK_STREAMS + number;
 	bool refused = false;
 	int k = fcvm_fc_want(f, 1u << FC_RUNNING, "reach its guest", err);
 

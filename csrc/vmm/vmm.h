@@ -98,7 +98,7 @@ struct vmm_ops {
 	int (*carrier)(struct vmm *v, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
 
 	/* RUNNING: another byte stream, beside the agent's link: to whoever listens in the guest on vsock port
-	 * FCVM_WIRE_VSOCK_PORT + number (1 ...). Any number of times, until a save cuts them all. -ECONNREFUSED: nobody
+	 * FCVM_WIRE_VSOCK_STREAMS + number (0 ...). Any number of times, until a save cuts them all. -ECONNREFUSED: nobody
 	 * listens. NULL: there is the agent's carrier only. */
 	int (*stream)(struct vmm *v, unsigned number, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
 

@@ -49,6 +49,7 @@
 #define FCVM_WIRE_RESYNC      (FCVM_WIRE_MAX_PAYLOAD + 64u)
 #define FCVM_WIRE_PORT_NAME   "fcvm.0" /* the virtio-serial port */
 #define FCVM_WIRE_VSOCK_PORT  5252u /* vsock: the agent listens on it; and at its start connects to the host's of this number */
+#define FCVM_WIRE_VSOCK_STREAMS 652u /* vsock: volumes' pumps listen on it and the next ones; below 1024 only root may */
 
 struct fcvm_wire_header {
 	uint8_t magic;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The pump: threads that share the readers (reader.c), no more than there are processors, so that readers cost memory
- * only while they carry something; and the calling thread, which waits for connections. One becomes a reader's stream
+ * only while their thread carries something; and the calling thread, which waits for connections. One becomes a reader's stream
  * once it has said which reader's (struct fcvm_fuse_greeting). The end of one reader is the end of all:
  * the kernel ends a connection only when the last of its devices is closed, and until then callers of the one that is
  * gone would wait.

@@ -164,8 +164,8 @@ static void *serve_vsock(void *data)
 
 		text[got > 0 ? got : 0] = 0;
 		note("vsock %.*s\n", (int)strcspn(text, "\n"), text);
-		if (strcmp(text, "CONNECT 5255\n") == 0) { /* somebody else than the agent */
-			dprintf(fd, "OK 1073741825\nhello from port 5255");
+		if (strcmp(text, "CONNECT 655\n") == 0) { /* somebody else than the agent */
+			dprintf(fd, "OK 1073741825\nhello from port 655");
 			continue;
 		}
 		if (strcmp(text, "CONNECT 5252\n") != 0) { /* nobody listens there */

@@ -166,9 +166,9 @@ static void test_boot(void)
 	CHECK(asked(&g, "vsock CONNECT 5252") >= 1); /* where time is short it is called again */
 	fd = fcvm_close(fd);
 	/* Others than the agent may listen. */
-	CHECK(ops->stream(g.v, 3, &until, &fd, &err) == 0 && reads(fd, "hello from port 5255"));
+	CHECK(ops->stream(g.v, 3, &until, &fd, &err) == 0 && reads(fd, "hello from port 655"));
 	fd = fcvm_close(fd);
-	CHECK(ops->stream(g.v, 4, &until, &fd, &err) == -ECONNREFUSED && says("nobody in the guest listens on vsock port 5256"));
+	CHECK(ops->stream(g.v, 4, &until, &fd, &err) == -ECONNREFUSED && says("nobody in the guest listens on vsock port 656"));
 	end(&g);
 	fake(NULL, NULL);
 }
