@@ -115,7 +115,7 @@ static pid_t start(struct loop *l, bool server, int ready)
 	if (server)
 		end(fcvm_fuse_serve(&l->volume, l->host, l->readers, &err), &err);
 	end(fcvm_fuse_pump(&(struct fcvm_fuse_pump){.device = l->device, .readers = l->readers, .streams = l->guest,
-				   .listeners = {-1, -1}, .end_fd = -1},
+				   .nstreams = l->readers, .listeners = {-1, -1}, .end_fd = -1},
 		    &err),
 		&err);
 	return -1;

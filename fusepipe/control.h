@@ -15,8 +15,9 @@
  * but every PAUSE on a stream has one PAUSED as its answer there, and every END one QUIET, so that the host can tell a late
  * one from that to another.
  *
- * Streams belong to readers by number: a reply must go to the device that gave the request. So a connection begins
- * with struct fcvm_fuse_greeting, from the host.
+ * Streams belong to readers by number: a reply must go to the device that gave the request. So what a host sends first
+ * is struct fcvm_fuse_greeting. A stream that is no connection, but a device of the guest's, is its reader's from the
+ * beginning, and outlives a restore; each new host greets on it.
  *
  * Traces. Of every Nth request the guest says so by TRACE in front of it; the host sends TRACE back behind the reply, and
  * the guest closes with TRACED. So the host has all times and does the arithmetic: four stamps, two of either clock, tell
@@ -32,6 +33,7 @@ enum fcvm_fuse_to_guest { /* fuse_out_header.error, with unique 0 */
 	FCVM_FUSE_END = 0x10002,
 	FCVM_FUSE_RESUME = 0x10003,
 	FCVM_FUSE_TRACE_BACK = 0x10004, /* u64 unique of the request */
+	FCVM_FUSE_GREETING = 0x10005,   /* struct fcvm_fuse_greeting is this message */
 };
 
 enum fcvm_fuse_to_host { /* fuse_in_header.opcode */
@@ -49,14 +51,18 @@ struct fcvm_fuse_trace {
 	uint64_t delivered; /* the device has taken it */
 };
 
-#define FCVM_FUSE_GREETING_MAGIC 0x6c6f7665u
 struct fcvm_fuse_greeting {
-	uint32_t magic;
+	uint32_t len; /* these three are struct fuse_out_header's */
+	int32_t error;
+	uint64_t unique;
 	uint32_t reader; /* 0 ... */
+	uint32_t zero;
 };
+#define FCVM_FUSE_GREETING_TO(number) \
+	((struct fcvm_fuse_greeting){.len = sizeof(struct fcvm_fuse_greeting), .error = FCVM_FUSE_GREETING, .reader = (number)})
 
-/* The pump's address in its guest: "unix:@" and this, with the volume's number; and by vsock, FCVM_WIRE_VSOCK_STREAMS +
- * that number. */
+/* The pump's address in its guest: "unix:@" and this, with the volume's number; by vsock FCVM_WIRE_VSOCK_STREAMS + that
+ * number; a virtio port of the name FCVM_WIRE_PORT_STREAM, with that number, is its first reader's stream. */
 #define FCVM_FUSE_ADDRESS "fcvm-volume-%u"
 
 #endif

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,11 +25,12 @@
 #include "base/address.h"
 #include "base/cleanup.h"
 #include "base/fd.h"
+#include "base/until.h"
 #include "fusepipe/control.h"
 #include "fusepipe/guest/guest.h"
 #include "wire/wire.h"
 
-enum { NUMBER_SIZE = 12 };
+enum { NUMBER_SIZE = 12, MOUNT_READONLY = 1, MOUNT_PORT = 2, PORT_MS = 5000 };
 
 void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
@@ -40,7 +42,7 @@ void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 	fcvm_wire_get_bytes(r, &m, sizeof m);
 	source = fcvm_wire_get_string(r);
 	target = fcvm_wire_get_string(r);
-	if (!fcvm_wire_reader_ok(r) || *target != '/' || m.flags > 1)
+	if (!fcvm_wire_reader_ok(r) || *target != '/' || (m.flags & ~(MOUNT_READONLY | MOUNT_PORT)))
 		return link_refuse(l, id, -EINVAL, "mount %s: malformed request", target);
 	if (m.readers < 1 || m.readers > FCVM_FUSE_MAX_READERS)
 		return link_refuse(l, id, -EINVAL, "mount %s: %u readers: 1 to %d there may be", target,
@@ -114,6 +116,31 @@ static int listen_vsock(const char *target, unsigned number, int *ret, struct fc
 	return 0;
 }
 
+/* It was plugged in just now: the kernel may not have heard all of it yet, that there is a host behind it last. */
+static int await_port(const char *target, unsigned number, struct fcvm_err *err)
+{
+	struct fcvm_until until = fcvm_until_ms(PORT_MS, -1);
+	_cleanup_close_ int fd = -1;
+	char name[32];
+
+	snprintf(name, sizeof name, FCVM_WIRE_PORT_STREAM, number);
+	for (;;) {
+		struct pollfd p = {.events = POLLOUT};
+
+		if (fd < 0)
+			fd = port_open(name);
+		p.fd = fd;
+		if (fd >= 0 && poll(&p, 1, 0) >= 0 && !(p.revents & POLLHUP))
+			return fcvm_steal_fd(fd);
+		if (fd < 0 && fd != -ENOENT)
+			return fcvm_fail_errno(err, fd, "mount %s: open the virtio port %s", target, name);
+		if (fcvm_until_passed(&until))
+			return fcvm_fail(err, -ENODEV, "mount %s: the virtio port %s, which the host says is there, %s", target, name,
+				fd < 0 ? "is not" : "has no host behind it");
+		nanosleep(&(struct timespec){.tv_nsec = 1000 * 1000}, NULL);
+	}
+}
+
 /* What ps tells of the pump, in place of the worker's arguments. They are one behind the other. */
 static void show_as(char **argv, unsigned argc, const char *target)
 {
@@ -157,12 +184,12 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	_cleanup_free_ char *target = strdup(argv[2]);
 	pid_t agent = getppid(), child;
 	_cleanup_close_ int end = (int)syscall(SYS_pidfd_open, agent, 0);
-	_cleanup_close_ int here = -1, vsock = -1;
+	_cleanup_close_ int here = -1, vsock = -1, port = -1;
 	struct fcvm_fuse_pump config = {.peer = agent,
 		.end_fd = end,
 		.readers = (unsigned)strtoul(argv[6], NULL, 10),
 		.trace_rate = (unsigned)strtoul(argv[7], NULL, 10)};
-	unsigned number = (unsigned)strtoul(argv[4], NULL, 10);
+	unsigned number = (unsigned)strtoul(argv[4], NULL, 10), flags = (unsigned)strtoul(argv[5], NULL, 10);
 	int r = target ? fcvm_dir_make(target, 0755) : -ENOMEM;
 
 	if (r < 0)
@@ -173,7 +200,14 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	r = listen_vsock(target, number, &vsock, err);
 	if (r < 0)
 		return r;
-	config.device = fcvm_fuse_mount(argv[3], target, argv[5][0] == '1', err);
+	if (flags & MOUNT_PORT) {
+		port = await_port(target, number, err);
+		if (port < 0)
+			return port;
+		config.streams = &port;
+		config.nstreams = 1;
+	}
+	config.device = fcvm_fuse_mount(argv[3], target, flags & MOUNT_READONLY, err);
 	if (config.device < 0)
 		return config.device;
 	child = fork();

@@ -198,6 +198,10 @@ static int make_template(struct fcvm_snapshot *s, const struct fcvm_until *until
 	if (r == 0)
 		r = warm_up(vm, &s->manifest, until, err);
 	if (r == 0)
+		r = volumes_pause(vm, until, err);
+	if (r == 0)
+		r = volumes_part(vm, until, err);
+	if (r == 0)
 		r = vm_quiesce(vm, until, err);
 	if (r == 0)
 		r = save_volumes(vm, until, err);
@@ -345,6 +349,7 @@ static int start_waiting(struct fcvm_snapshot *s, struct waiting *w, const struc
 		.balloon = s->manifest.balloon,
 		.jail = s->manifest.jail,
 		.memory_file = memory,
+		.ports = volumes_ports(s->manifest.volumes, s->manifest.nvolumes),
 	};
 	int r = memory ? folder_new(s->place, until, &w->folder, err)
 		       : fcvm_fail_errno(err, -ENOMEM, "prepare a clone");

@@ -143,6 +143,7 @@ struct vmm_machine vm_machine(const struct fcvm_vm *vm)
 		.balloon = vm->balloon,
 		.jail = vm->jail,
 		.track = !vm->clone,
+		.ports = volumes_ports(vm->volumes.config, vm->volumes.n),
 	};
 }
 

@@ -96,13 +96,34 @@ static int connect_stream(struct fcvm_vm *vm, unsigned number, bool *own, const 
 	return fcvm_node_connect(vm->agent, address, until, ret, err);
 }
 
-/* One for each reader. */
-static int connect_server(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
+/* The stream of a device in the guest, where the driver has such: -1 and 0 where not. */
+static int plug_port(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, int *ret, struct fcvm_err *err)
+{
+	const struct vmm_ops *driver = vm->with.driver;
+	int r = driver->plug ? driver->plug(vm->vmm, vm->volumes.config[i].number, until, ret, err) : -EOPNOTSUPP;
+
+	if (r == -EOPNOTSUPP) {
+		*ret = -1;
+		r = 0;
+	}
+	return r;
+}
+
+static void unplug_port(struct fcvm_vm *vm, size_t i)
+{
+	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+
+	if (vm->volumes.config[i].port)
+		vm->with.driver->unplug(vm->vmm, vm->volumes.config[i].number, &soon, NULL);
+}
+
+/* One for each reader. port: the first one's, taken, or -1. */
+static int connect_server(struct fcvm_vm *vm, size_t i, int port, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
 	bool own = vm->with.driver->stream != NULL;
-	int streams[FCVM_MANIFEST_READERS];
-	unsigned n = 0;
+	int streams[FCVM_MANIFEST_READERS] = {port};
+	unsigned n = port >= 0;
 	int r = 0;
 
 	while (n < c->readers && r == 0) {
@@ -122,6 +143,14 @@ static int connect_server(struct fcvm_vm *vm, size_t i, const struct fcvm_until 
 	return r;
 }
 
+/* Where the volume is mounted already. */
+static int connect_again(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int port = -1, r = vm->volumes.config[i].port ? plug_port(vm, i, until, &port, err) : 0;
+
+	return r < 0 ? r : connect_server(vm, i, port, until, err);
+}
+
 /* ---- mounting ---- */
 
 static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
@@ -137,21 +166,31 @@ static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *unti
 		.readers = c->readers,
 		.trace_rate = trace_rate(),
 	};
-	int r = start_server(vm, i, NULL, until, err);
+	int r = start_server(vm, i, NULL, until, err), port = -1;
 
 	snprintf(source, sizeof source, "volume-%u", c->number);
-	if (r < 0)
-		return r;
-	r = fcvm_node_mount(vm->agent, &m, until, err);
+	if (r == 0)
+		r = plug_port(vm, i, until, &port, err);
+	m.port = port >= 0;
+	pthread_mutex_lock(&vm->lock);
+	vm->volumes.config[i].port = m.port;
+	pthread_mutex_unlock(&vm->lock);
 	if (r == 0) {
-		r = connect_server(vm, i, until, err);
+		r = fcvm_node_mount(vm->agent, &m, until, err);
+		if (r < 0)
+			fcvm_close(port);
+	}
+	if (r == 0) {
+		r = connect_server(vm, i, port, until, err);
 		if (r == 0 && c->root)
 			r = fcvm_node_switch_root(vm->agent, VOLUME_ROOT, until, err);
 		if (r < 0)
 			fcvm_node_unmount(vm->agent, m.target, true, &undo, NULL);
 	}
-	if (r < 0)
+	if (r < 0) {
 		end_server(vm, i);
+		unplug_port(vm, i);
+	}
 	return r;
 }
 
@@ -174,7 +213,7 @@ int volumes_restore(struct fcvm_vm *vm, const char *states, const struct fcvm_un
 
 		r = state ? start_server(vm, i, state, until, err) : fcvm_fail_errno(err, -ENOMEM, "%s: restore", vm->name);
 		if (r == 0)
-			r = connect_server(vm, i, until, err);
+			r = connect_again(vm, i, until, err);
 	}
 	return r;
 }
@@ -228,13 +267,32 @@ int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, 
 		int one = 0;
 
 		if (s->handle && s->quiet)
-			one = cut ? connect_server(vm, i, until, r < 0 ? NULL : err)
+			one = cut ? connect_again(vm, i, until, r < 0 ? NULL : err)
 				  : fcvm_volume_resume(s->handle, until, r < 0 ? NULL : err);
 		if (one == 0)
 			s->quiet = false;
 		else if (r == 0)
 			r = one;
 	}
+	return r;
+}
+
+uint32_t volumes_ports(const struct fcvm_manifest_volume *v, size_t n)
+{
+	uint32_t ports = 0;
+
+	for (size_t i = 0; i < n; i++)
+		ports |= v[i].port ? 1u << v[i].number : 0;
+	return ports;
+}
+
+int volumes_part(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < vm->volumes.n && r == 0; i++)
+		if (vm->volumes.config[i].port)
+			r = vm->with.driver->plug(vm->vmm, vm->volumes.config[i].number, until, NULL, err);
 	return r;
 }
 
@@ -291,6 +349,7 @@ static int unmount_one(struct fcvm_vm *vm, size_t i, bool force, const struct fc
 		return r;
 	}
 	end_server(vm, i);
+	unplug_port(vm, i);
 	pthread_mutex_lock(&vm->lock);
 	volume_forget(&vm->volumes, i);
 	pthread_mutex_unlock(&vm->lock);

@@ -32,6 +32,9 @@ struct volumes {
 /* As a snapshot tells of them: those that are mounted, which all are but while the VM starts. */
 size_t volumes_mounted(const struct volumes *v);
 
+/* For vmm_machine.ports. */
+uint32_t volumes_ports(const struct fcvm_manifest_volume *v, size_t n);
+
 /* volume_config.c: what a caller wants, checked, with all that is left open decided; the root if root is not NULL. Others:
  * those it is to be beside. -EEXIST, -ENOENT, -ENOTDIR, -EINVAL, -EPERM. */
 int volume_configure(struct volumes *to, const char *vm_name, const struct fcvm_vm_volume *v, struct fcvm_err *err);
@@ -54,6 +57,8 @@ int volumes_pause(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcv
 int volumes_save(struct fcvm_vm *vm, const char *states, const struct fcvm_until *until, struct fcvm_err *err);
 /* Those at rest go on, cut: by other streams. The first failure is told, but all are tried. */
 int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, struct fcvm_err *err);
+/* At rest, in a guest that runs: their ports there lead nowhere from now on, so that it does not see the servers' end. */
+int volumes_part(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err);
 /* Ends the servers. */
 void volumes_end(struct fcvm_vm *vm);
 

@@ -223,6 +223,7 @@ struct fcvm_mount {
 	const char *source;
 	const char *target;
 	bool readonly;
+	bool port; /* its first reader's stream is a virtio port of the guest's (FCVM_WIRE_PORT_STREAM) */
 	unsigned readers;
 	unsigned trace_rate;
 };

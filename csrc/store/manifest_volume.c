@@ -75,7 +75,7 @@ struct fcvm_json *fcvm_manifest_volume_json(const struct fcvm_manifest_volume *v
 		fcvm_json_set_bool(j, "devices", v->devices) == 0 &&
 		fcvm_json_set_string(j, "locks", v->local_locks ? "guest" : "host") == 0 &&
 		fcvm_json_set_int(j, "readers", v->readers) == 0 && fcvm_json_set_real(j, "timeout_s", v->timeout_s) == 0 &&
-		fcvm_json_set_bool(j, "root", v->root) == 0 &&
+		fcvm_json_set_bool(j, "root", v->root) == 0 && fcvm_json_set_bool(j, "port", v->port) == 0 &&
 		fcvm_json_set(j, "uid_map", map_json(v->uids, v->nuids)) == 0 &&
 		fcvm_json_set(j, "gid_map", map_json(v->gids, v->ngids)) == 0)
 		return j;
@@ -146,6 +146,7 @@ static int parse_one(const struct fcvm_json *j, struct fcvm_manifest_volume *v, 
 	v->readonly = fcvm_json_bool(j, "readonly", false);
 	v->devices = fcvm_json_bool(j, "devices", false);
 	v->root = fcvm_json_bool(j, "root", false);
+	v->port = fcvm_json_bool(j, "port", false);
 	r = parse_path(j, "host", &v->host, err);
 	if (r == 0)
 		r = parse_path(j, "guest", &v->guest, err);

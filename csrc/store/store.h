@@ -91,6 +91,7 @@ struct fcvm_manifest_volume {
 	unsigned number; /* in the guest, and of its files: volume-0.state */
 	char *host, *guest;
 	bool readonly, devices, local_locks;
+	bool port; /* its first reader's stream is a device of the guest's (vmm_ops.plug) */
 	bool root;        /* it is beneath the guest's root, "/" */
 	unsigned readers;
 	double timeout_s;

@@ -47,6 +47,7 @@ struct qemu *fcvm_qemu_new(const struct vmm_machine *m, bool file_uri, bool priv
 	q->memory_path = private ? strdup(m->memory_file) : fcvm_asprintf("%s/memory", m->dir);
 	q->memory = m->memory;
 	q->file_uri = file_uri;
+	q->ports = private ? m->ports : 0;
 	if (fcvm_vmm_init(&q->vmm, &fcvm_vmm_qemu, "QEMU", m) == 0 && q->memory_path) {
 		q->ram.name = q->vmm.name;
 		return q;
@@ -158,6 +159,8 @@ const struct vmm_ops fcvm_vmm_qemu = {
 	.prepare_save = fcvm_qemu_prepare_save,
 	.save = fcvm_qemu_save,
 	.carrier = qemu_carrier,
+	.plug = fcvm_qemu_plug,
+	.unplug = fcvm_qemu_unplug,
 	.can_fork = fcvm_qemu_can_fork,
 	.fork = fcvm_qemu_fork,
 	.renamed = qemu_renamed,

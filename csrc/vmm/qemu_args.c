@@ -96,15 +96,23 @@ static void add_machine(struct qemu_args *a, const struct vmm_machine *m, const 
 		(unsigned long long)m->memory, path) : NULL);
 }
 
-static void add_devices(struct qemu_args *a)
+/* ports: those of the snapshot, which lead nowhere yet. */
+static void add_devices(struct qemu_args *a, uint32_t ports)
 {
 	args(a, "-chardev", fcvm_asprintf("socket,id=qmp,fd=%d", QEMU_QMP));
 	args(a, "-mon", strdup("chardev=qmp,mode=control"));
 	args(a, "-chardev", strdup("stdio,id=console,signal=off"));
 	args(a, "-serial", strdup("chardev:console"));
 	args(a, "-chardev", fcvm_asprintf("socket,id=agent,fd=%d", QEMU_AGENT));
-	args(a, "-device", strdup("virtio-serial-device,max_ports=2"));
+	args(a, "-device", fcvm_asprintf("virtio-serial-device,max_ports=%d", QEMU_PORT_FIRST + QEMU_PORTS));
 	args(a, "-device", strdup("virtserialport,nr=1,chardev=agent,name=" FCVM_WIRE_PORT_NAME));
+	for (unsigned i = 0; i < QEMU_PORTS; i++) {
+		if (!(ports & 1u << i))
+			continue;
+		args(a, "-chardev", fcvm_asprintf("ringbuf,id=" QEMU_PORT_CHARDEV ",size=%d", i, QEMU_PORT_NOWHERE));
+		args(a, "-device", fcvm_asprintf("virtserialport,id=" QEMU_PORT_DEVICE ",nr=%u,chardev=" QEMU_PORT_CHARDEV
+			",name=" FCVM_WIRE_PORT_STREAM, i, QEMU_PORT_FIRST + i, i, i));
+	}
 }
 
 /* In the guest /dev/vda, vdb, ... in this order. */
@@ -171,7 +179,7 @@ int fcvm_qemu_args_make(struct qemu_args *a, const struct vmm_machine *m, const 
 	if (data_dir)
 		args(a, "-L", strdup(data_dir));
 	add_machine(a, m, p, wait, memory_path);
-	add_devices(a);
+	add_devices(a, wait ? m->ports : 0);
 	add_drives(a, m);
 	if (wait) {
 		args(a, "-incoming", strdup("defer"));

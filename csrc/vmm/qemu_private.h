@@ -13,10 +13,16 @@
 /* QEMU's descriptors. */
 enum { QEMU_QMP = 3, QEMU_AGENT = 4, QEMU_CONTROL = FCVM_RAM_CONTROL, QEMU_CHANNELS = 3 };
 
+/* The ports that are plugged in (qemu_port.c), for volumes 0 ...: one costs a guest half a megabyte once it is there, and
+ * 16 KiB before. The agent's is number 1, and one more number there must be. */
+enum { QEMU_PORTS = 8, QEMU_PORT_FIRST = 2, QEMU_PORT_NOWHERE = 4096 };
+#define QEMU_PORT_CHARDEV "volume%u"
+#define QEMU_PORT_DEVICE  "port%u"
+
 /* ---- qemu_args.c: pure ---- */
 
 struct qemu_args {
-	char *argv[96]; /* NULL-terminated, malloc'ed */
+	char *argv[128]; /* NULL-terminated, malloc'ed */
 	char *env[40];
 	unsigned nargv, nenv;
 	int failed; /* -errno of the first addition that failed; later ones do nothing */
@@ -67,6 +73,7 @@ struct qemu {
 	uint64_t memory;
 	bool file_uri;
 	bool saved;               /* since it was paused */
+	uint32_t ports;           /* bit n: volume n's is plugged in */
 	struct fcvm_qmp *qmp;
 	struct qemu_ram ram;
 };
@@ -88,6 +95,9 @@ int fcvm_qemu_hook_up(struct qemu *q, const struct vmm_machine *m, struct fcvm_e
 bool fcvm_qemu_can_fork(const struct vmm_probe *p, const struct fcvm_node *n);
 int fcvm_qemu_fork(struct vmm *v, const struct vmm_machine *m, const struct fcvm_until *until, struct vmm **ret,
 	struct fcvm_err *err);
+
+int fcvm_qemu_plug(struct vmm *v, unsigned number, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
+int fcvm_qemu_unplug(struct vmm *v, unsigned number, const struct fcvm_until *until, struct fcvm_err *err);
 
 int fcvm_qemu_setup(struct qemu *q, const struct fcvm_until *until, struct fcvm_err *err);
 int fcvm_qemu_restore(struct vmm *v, const char *state_file, const struct fcvm_until *until, struct fcvm_err *err);

@@ -271,7 +271,7 @@ static int choose(struct fcvm_node *node, const char *want, const struct feature
 			why, remedy);
 	p->accel = strdup(kvm ? "kvm" : "tcg");
 	p->why = strdup(why);
-	p->machine = strdup(kvm ? "microvm host 2" : "microvm,pit=off " QEMU_TCG_CPU);
+	p->machine = strdup(kvm ? "microvm host 3" : "microvm,pit=off 2 " QEMU_TCG_CPU);
 	p->tsc_khz = kvm ? 0 : fcvm_tsc_khz();
 	return p->accel && p->why && p->machine ? 0 : fcvm_fail_errno(err, -ENOMEM, "probe %s", p->binary);
 }

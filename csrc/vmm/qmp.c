@@ -295,7 +295,28 @@ static char *make_command(const char *command, int64_t id, struct fcvm_json *arg
 	return text ? fcvm_asprintf("%s\n", text) : NULL;
 }
 
-static int send_command(struct fcvm_qmp *q, const char *command, struct fcvm_json *arguments,
+/* fd, unless it is -1, goes with the line's first bytes. */
+static int send_line(struct fcvm_qmp *q, const char *line, int fd, const struct fcvm_until *until)
+{
+	char control[CMSG_SPACE(sizeof fd)] __attribute__((aligned(8))) = {0};
+	struct iovec v = {(void *)line, strlen(line)};
+	struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	ssize_t n;
+
+	if (fd < 0)
+		return fcvm_fd_send_until(q->fd, line, v.iov_len, until);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof fd);
+	memcpy(CMSG_DATA(c), &fd, sizeof fd);
+	do {
+		n = sendmsg(q->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : fcvm_fd_send_until(q->fd, line + n, v.iov_len - n, until);
+}
+
+static int send_command(struct fcvm_qmp *q, const char *command, struct fcvm_json *arguments, int fd,
 	const struct fcvm_until *until)
 {
 	_cleanup_free_ char *line = make_command(command, ++q->id, arguments);
@@ -303,7 +324,7 @@ static int send_command(struct fcvm_qmp *q, const char *command, struct fcvm_jso
 
 	if (!line)
 		return -ENOMEM;
-	k = fcvm_fd_send_until(q->fd, line, strlen(line), until);
+	k = send_line(q, line, fd, until);
 	if (k < 0) /* perhaps half of it: what would be sent next were garbage */
 		return end(q, k == -EPIPE ? -ECONNRESET : k, "it does not read its QMP connection");
 	q->state = BUSY;
@@ -315,7 +336,7 @@ static int code_of(const char *class)
 	return strcmp(class, "CommandNotFound") == 0 ? -EOPNOTSUPP : -EIO;
 }
 
-int fcvm_qmp_call(struct fcvm_qmp *q, const char *command, struct fcvm_json *arguments,
+static int call(struct fcvm_qmp *q, const char *command, struct fcvm_json *arguments, int fd,
 	const struct fcvm_until *until, struct fcvm_json **ret, struct fcvm_err *err)
 {
 	struct fcvm_qmp_message answer;
@@ -325,7 +346,7 @@ int fcvm_qmp_call(struct fcvm_qmp *q, const char *command, struct fcvm_json *arg
 		fcvm_json_free(arguments);
 		return tell(q, q->state == ENDED ? -q->end.code : -EPROTO, command, err);
 	}
-	k = send_command(q, command, arguments, until);
+	k = send_command(q, command, arguments, fd, until);
 	while (k == 0 && q->state == BUSY)
 		k = pump(q, until);
 	if (k < 0 && q->state == BUSY)
@@ -341,6 +362,23 @@ int fcvm_qmp_call(struct fcvm_qmp *q, const char *command, struct fcvm_json *arg
 		*ret = fcvm_steal_ptr(answer.json);
 	fcvm_qmp_message_done(&answer);
 	return k;
+}
+
+int fcvm_qmp_call(struct fcvm_qmp *q, const char *command, struct fcvm_json *arguments,
+	const struct fcvm_until *until, struct fcvm_json **ret, struct fcvm_err *err)
+{
+	return call(q, command, arguments, -1, until, ret, err);
+}
+
+int fcvm_qmp_send_fd(struct fcvm_qmp *q, const char *name, int fd, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	struct fcvm_json *arguments = fcvm_json_object();
+
+	if (!arguments || fcvm_json_set_string(arguments, "fdname", name) < 0) {
+		fcvm_json_free(arguments);
+		return tell(q, -ENOMEM, "getfd", err);
+	}
+	return call(q, "getfd", arguments, fd, until, NULL, err);
 }
 
 static struct fcvm_json *take_event(struct fcvm_qmp *q, const char *event)

@@ -42,6 +42,10 @@ const char *fcvm_qmp_version(const struct fcvm_qmp *q);
 int fcvm_qmp_call(struct fcvm_qmp *q, const char *command, struct fcvm_json *arguments,
 	const struct fcvm_until *until, struct fcvm_json **ret, struct fcvm_err *err);
 
+/* Hands a descriptor over, for a later command to call it by that name; the caller's stays the caller's. The peer must be at
+ * the other end of q's socket itself. */
+int fcvm_qmp_send_fd(struct fcvm_qmp *q, const char *name, int fd, const struct fcvm_until *until, struct fcvm_err *err);
+
 /* The oldest event of that name that was not taken yet; waits for one. ret: the whole message. */
 int fcvm_qmp_event(struct fcvm_qmp *q, const char *event, const struct fcvm_until *until, struct fcvm_json **ret,
 	struct fcvm_err *err);

@@ -56,6 +56,7 @@ struct vmm_machine {
 	const char *kernel, *initrd, *cmdline;
 	/* restore only: */
 	const char *memory_file; /* of the snapshot; mapped privately, never written */
+	uint32_t ports;          /* bit n: volume n's was plugged in (vmm_ops.plug) */
 };
 
 struct vmm_ops {
@@ -101,6 +102,14 @@ struct vmm_ops {
 	 * FCVM_WIRE_VSOCK_STREAMS + number (0 ...). Any number of times, until a save cuts them all. -ECONNREFUSED: nobody
 	 * listens. NULL: there is the agent's carrier only. */
 	int (*stream)(struct vmm *v, unsigned number, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
+
+	/* RUNNING: a byte stream to a device of the guest's, the virtio port FCVM_WIRE_PORT_STREAM of volume `number`,
+	 * which is plugged in unless it is there. Saved, restored and copied with the VM (vmm_machine.ports), but then it leads
+	 * nowhere until this is called again, which also gives it another stream in place of the one it has; the guest sees
+	 * nothing of either. ret_fd NULL: one that leads nowhere, so that the other end can be closed, which the guest does
+	 * see. -EOPNOTSUPP: there is none for this number, or on this node. unplug: it goes, if it is there. NULL: never. */
+	int (*plug)(struct vmm *v, unsigned number, const struct fcvm_until *until, int *ret_fd, struct fcvm_err *err);
+	int (*unplug)(struct vmm *v, unsigned number, const struct fcvm_until *until, struct fcvm_err *err);
 
 	/*
 	 * Copying a VMM instead of starting one: under an emulator that translates, a copy has the translations, and

@@ -48,6 +48,7 @@
 #define FCVM_WIRE_MAX_CHANNEL 16u
 #define FCVM_WIRE_RESYNC      (FCVM_WIRE_MAX_PAYLOAD + 64u)
 #define FCVM_WIRE_PORT_NAME   "fcvm.0" /* the virtio-serial port */
+#define FCVM_WIRE_PORT_STREAM "fcvm.volume.%u" /* a volume's, with its number */
 #define FCVM_WIRE_VSOCK_PORT  5252u /* vsock: the agent listens on it; and at its start connects to the host's of this number */
 #define FCVM_WIRE_VSOCK_STREAMS 652u /* vsock: volumes' pumps listen on it and the next ones; below 1024 only root may */
 
@@ -106,7 +107,7 @@ enum fcvm_wire_op {
  * is so; a look at the target waits for the host until a stream is connected to each reader. */
 struct fcvm_wire_mount {
 	uint32_t number;
-	uint32_t flags;      /* 1: read-only */
+	uint32_t flags;      /* 1: read-only; 2: the first reader's stream is the port FCVM_WIRE_PORT_STREAM */
 	uint32_t readers;    /* 1 to 256 */
 	uint32_t trace_rate; /* every Nth request; 0: none */
 };

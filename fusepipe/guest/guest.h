@@ -26,7 +26,8 @@ int fcvm_fuse_mount(const char *source, const char *target, bool readonly, struc
 struct fcvm_fuse_pump {
 	int device;          /* fcvm_fuse_mount()'s; taken */
 	unsigned readers;    /* 1 to FCVM_FUSE_MAX_READERS; the first has the device, each further one a clone of it */
-	const int *streams;  /* one for each reader; taken. NULL: they come to the listeners */
+	const int *streams;  /* of the first readers; taken. The others' come to the listeners */
+	unsigned nstreams;
 	int listeners[FCVM_FUSE_LISTENERS]; /* listening sockets, taken, or -1. To one of vsock only the host may connect */
 	pid_t peer;          /* who may connect to the others (SO_PEERCRED): this process, as our user; 0: anybody */
 	int end_fd;          /* once it is readable, it is over: -ECANCELED; borrowed, or -1 */

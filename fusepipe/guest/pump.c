@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The pump: threads that share the readers (reader.c), no more than there are processors, so that readers cost memory
- * only while their thread carries something; and the calling thread, which waits for connections. One becomes a reader's stream
- * once it has said which reader's (struct fcvm_fuse_greeting). The end of one reader is the end of all:
- * the kernel ends a connection only when the last of its devices is closed, and until then callers of the one that is
- * gone would wait.
+ * only while they carry something; and the calling thread, which waits for connections. One becomes a reader's stream
+ * once it has said which reader's (struct fcvm_fuse_greeting). The end of one reader is the end of all: the kernel ends
+ * a connection only when the last of its devices is closed, and until then callers of the one that is gone would wait.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,7 +33,8 @@ enum {
 	GREETING_MS = 30 * 1000,
 	GUESTS = FCVM_FUSE_MAX_READERS, /* that have not greeted yet */
 	FDS_EACH = 4,           /* device, stream, a connection on its way, and at most one epoll */
-	TRIM_MS = 1000,
+	TRIM_MS = 1000,         /* without anything to do */
+	TRIM_TURNS = 4096,      /* or so often: a reader that had none meanwhile is idle though others are not */
 	EVENTS = 32,
 	LISTENERS = FCVM_FUSE_LISTENERS,
 };
@@ -126,7 +126,7 @@ static bool hear_caller(struct door *d, struct caller *c)
 		c->got += (size_t)n;
 	if (n > 0 && c->got < sizeof c->greeting)
 		return false;
-	if (n > 0 && c->greeting.magic == FCVM_FUSE_GREETING_MAGIC && c->greeting.reader < d->config->readers)
+	if (n > 0 && c->greeting.error == FCVM_FUSE_GREETING && c->greeting.reader < d->config->readers)
 		reader_offer(&d->readers[c->greeting.reader], c->fd);
 	else
 		fcvm_close(c->fd);
@@ -196,16 +196,21 @@ static bool worker_used(const struct worker *w)
 	return false;
 }
 
+/* Of those that had no turn since the last time. */
 static void worker_trim(const struct worker *w)
 {
-	for (unsigned i = w->number; i < w->nreaders; i += w->step)
-		reader_trim(&w->readers[i]);
+	for (unsigned i = w->number; i < w->nreaders; i += w->step) {
+		if (!w->readers[i].active)
+			reader_trim(&w->readers[i]);
+		w->readers[i].active = false;
+	}
 }
 
 static void *work(void *arg)
 {
 	struct worker *w = arg;
 	struct epoll_event events[EVENTS];
+	unsigned turns = 0;
 	int result = 0;
 
 	while (!result) {
@@ -213,7 +218,7 @@ static void *work(void *arg)
 
 		if (n < 0 && errno != EINTR)
 			result = -errno;
-		if (n == 0)
+		if (n == 0 || ++turns % TRIM_TURNS == 0)
 			worker_trim(w);
 		for (int i = 0; i < n && !result; i++) {
 			uint32_t number = (uint32_t)(events[i].data.u64 >> 32);
@@ -314,7 +319,13 @@ static int make_workers(const struct fcvm_fuse_pump *config, struct pump *p, str
 	return result;
 }
 
-/* ret_made: how many of the readers are to be given to reader_done(). */
+static void close_streams(const struct fcvm_fuse_pump *config)
+{
+	for (unsigned i = 0; i < config->nstreams; i++)
+		fcvm_close(config->streams[i]);
+}
+
+/* The streams are taken. ret_made: how many of the readers are to be given to reader_done(). */
 static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, struct reader *readers,
 	const struct worker *workers, unsigned nworkers, unsigned *ret_made)
 {
@@ -325,7 +336,7 @@ static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, str
 			i ? clone_device(config->device) : config->device);
 		*ret_made = i + 1;
 	}
-	for (unsigned i = 0; config->streams && i < config->readers; i++) {
+	for (unsigned i = 0; i < config->nstreams; i++) {
 		if (result)
 			fcvm_close(config->streams[i]);
 		else
@@ -341,7 +352,9 @@ static int pump_with(const struct fcvm_fuse_pump *config, struct pump *p, struct
 	unsigned made = 0;
 	int result = p->stop < 0 ? p->stop : make_workers(config, p, readers, workers, n);
 
-	if (!result)
+	if (result)
+		close_streams(config);
+	else
 		result = make_readers(config, p, readers, workers, n, &made);
 	if (!result) {
 		run_workers(config, p, workers, n);
@@ -358,7 +371,7 @@ static int pump_with(const struct fcvm_fuse_pump *config, struct pump *p, struct
 
 int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 {
-	bool fits = config->readers >= 1 && config->readers <= FCVM_FUSE_MAX_READERS;
+	bool fits = config->readers >= 1 && config->readers <= FCVM_FUSE_MAX_READERS && config->nstreams <= config->readers;
 	unsigned n = fits ? count_workers(config->readers) : 0;
 	_cleanup_free_ struct reader *readers = fits ? calloc(config->readers, sizeof *readers) : NULL;
 	_cleanup_free_ struct worker *workers = fits ? calloc(n, sizeof *workers) : NULL;
@@ -371,6 +384,7 @@ int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 	p.stop = fcvm_fd_event();
 	if (result) {
 		fcvm_close(config->device);
+		close_streams(config);
 		fcvm_fail_errno(err, result, "volume: %u readers", config->readers);
 	} else {
 		result = pump_with(config, &p, readers, workers, n);

@@ -121,6 +121,17 @@ static void close_trace(struct reader *r, const void *body)
 		say(r, FCVM_FUSE_TRACED, &t, sizeof t);
 }
 
+/* By a new host, on a stream that was there before it. */
+static bool is_greeting(const struct reader *r, const struct fuse_out_header *h, const void *body)
+{
+	struct fcvm_fuse_greeting g = {.len = 0};
+
+	if (h->len != sizeof g)
+		return false;
+	memcpy(&g.reader, body, sizeof g.reader);
+	return g.reader == r->number;
+}
+
 static int obey(struct reader *r, const struct fuse_out_header *h, const void *body)
 {
 	switch ((uint32_t)h->error) {
@@ -142,6 +153,8 @@ static int obey(struct reader *r, const struct fuse_out_header *h, const void *b
 			return -EBADMSG;
 		close_trace(r, body);
 		return 0;
+	case FCVM_FUSE_GREETING:
+		return is_greeting(r, h, body) ? 0 : -EBADMSG;
 	default:
 		return -EBADMSG;
 	}
@@ -323,8 +336,8 @@ int reader_offer(struct reader *r, int stream)
 
 	if (!result && epoll_ctl(r->epoll, EPOLL_CTL_ADD, stream, &e))
 		result = -errno;
-	if (result)
-		fcvm_close(stream);
+	/* One that was not taken up yet makes way. */
+	fcvm_close(result ? stream : atomic_exchange(&r->offered, stream));
 	return result;
 }
 
@@ -337,6 +350,8 @@ static void drop_stream(struct reader *r)
 /* The first one, or one that comes while it is quiet. */
 static void adopt(struct reader *r, int stream)
 {
+	if (stream < 0)
+		return; /* its event came first, and comes again */
 	if (r->stream >= 0 && r->phase != READER_QUIET) {
 		fcvm_close(stream);
 		return;
@@ -374,10 +389,11 @@ int reader_turn(struct reader *r, bool offered, int fd, uint32_t events)
 {
 	int result = 0;
 
+	r->active = true;
 	if (fd == r->device)
 		result = hear_device(r, events);
 	else if (offered)
-		adopt(r, fd);
+		adopt(r, atomic_exchange(&r->offered, -1));
 	else if (fd == r->stream && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		result = take_replies(r);
 	if (!result && r->stream >= 0)
@@ -411,7 +427,7 @@ int reader_init(struct reader *r, const struct pump *p, unsigned number, int epo
 {
 	int result;
 
-	*r = (struct reader){.pump = p, .number = number, .epoll = epoll, .device = device, .stream = -1};
+	*r = (struct reader){.pump = p, .number = number, .epoll = epoll, .device = device, .stream = -1, .offered = -1};
 	if (device < 0)
 		return device;
 	result = fcvm_fd_nonblock(device, true);
@@ -424,6 +440,7 @@ void reader_done(struct reader *r)
 {
 	fcvm_close(r->device);
 	fcvm_close(r->stream);
+	fcvm_close(r->offered);
 	if (r->requests.data)
 		munmap(r->requests.data, MAPPING);
 	if (r->replies.data)

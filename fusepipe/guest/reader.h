@@ -30,12 +30,14 @@ enum phase {
 /* In an event: of a stream that has not become the reader's yet. */
 enum { READER_OFFERED = 1 << 16 };
 
-/* All of the thread that gives it its turns, but for epoll, by which reader_offer() hands over a stream. */
+/* All of the thread that gives it its turns, but for epoll and offered, by which reader_offer() hands over a stream. */
 struct reader {
 	const struct pump *pump;
 	unsigned number;
 	int epoll;          /* of its thread; borrowed. Events carry (number | READER_OFFERED) << 32 | the descriptor */
 	int device, stream; /* stream -1: none yet, or none while it is quiet */
+	_Atomic int offered; /* a stream that waits for its turn to become the reader's; -1: none */
+	bool active;         /* it had a turn since this was made false */
 	enum phase phase;
 	struct side requests, replies;
 	uint32_t device_events, stream_events; /* as registered */

@@ -224,7 +224,7 @@ static int attach(struct server *s, struct fcvm_err *err)
 		stream_end(s, &s->streams[i]);
 	s->nstreams = c->nfds;
 	for (unsigned i = 0; i < c->nfds && !r; i++) {
-		const struct fcvm_fuse_greeting greeting = {.magic = FCVM_FUSE_GREETING_MAGIC, .reader = i};
+		const struct fcvm_fuse_greeting greeting = FCVM_FUSE_GREETING_TO(i);
 		struct iovec iov = {(void *)&greeting, sizeof greeting};
 
 		r = stream_open(s, &s->streams[i], fcvm_steal_fd(c->fds[i]));

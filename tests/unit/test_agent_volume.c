@@ -23,7 +23,7 @@ static uint32_t ask_mount(struct host *h, const char *target)
 /* The pump's stream, which takes its requests and gives no reply. */
 static uint32_t connect_pump(struct host *h)
 {
-	struct fcvm_fuse_greeting greeting = {.magic = FCVM_FUSE_GREETING_MAGIC};
+	struct fcvm_fuse_greeting greeting = FCVM_FUSE_GREETING_TO(0);
 	char address[64];
 	uint32_t id;
 
