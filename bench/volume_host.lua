@@ -56,6 +56,9 @@ local function subjects(place, readers)
         },
         { name = "libfuse", label = "libfuse in process", run = mounted(place, "fuse-inprocess", "") },
     }
+    list[#list + 1] = {
+        name = "local_locks", label = "locks=guest", run = mounted(place, "fusepipe-loop", "--local-locks"),
+    }
     for _, n in ipairs(readers) do
         list[#list + 1] = {
             name = "readers_" .. n, label = n == 1 and "1 reader" or n .. " readers", readers = n,

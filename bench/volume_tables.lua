@@ -65,10 +65,11 @@ local OPERATIONS = {
 
 local function operations(results, title, with_guide)
     local host, libfuse, one, many = results.host, results.libfuse, results.readers_1, results.readers_256
+    local own_locks = results.local_locks
     local t = {
         title = title,
         columns = {
-            "", "host", "libfuse", "1 reader", "256 readers", "vs host", "min - max", "vs libfuse", "min - max",
+            "", "host", "libfuse", "1 reader", "256 readers", "locks=guest", "vs host", "min - max", "vs libfuse", "min - max",
             with_guide and "guide's" or nil, with_guide and "guide vs host" or nil,
         },
         rows = {},
@@ -77,7 +78,8 @@ local function operations(results, title, with_guide)
         local key, theirs = op[1], with_guide and guide.operations[op[1]]
         t.rows[i] = {
             op[2], number(host.figures[key].median), number(libfuse.figures[key].median), number(one.figures[key].median),
-            number(many.figures[key].median), times(one.to_host[key].median), range(one.to_host[key]),
+            number(many.figures[key].median), number(own_locks.figures[key].median), times(one.to_host[key].median),
+            range(one.to_host[key]),
             times(one.to_libfuse[key].median), range(one.to_libfuse[key]),
             theirs and number(theirs[2]) or nil, theirs and times(theirs[2] / theirs[1]) or nil,
         }
@@ -169,23 +171,23 @@ for _, op in ipairs {
 end
 
 local function guest(g)
-    local subjects = g.throughput
     local t = {
-        title = ("In a guest (%s/%s, %d vCPUs, kernel %s): medians, and ratios to the guest's own tmpfs"):format(g.driver,
+        title = ("In a guest (%s/%s, %d vCPUs, kernel %s): medians, and ours as a ratio to the others"):format(g.driver,
             g.accel, g.vcpus, g.kernel),
         note = g.note, columns = { "", "unit" }, rows = {},
     }
-    for _, s in ipairs(subjects) do
-        t.columns[#t.columns + 1] = s.label
-        if s.name ~= "tmpfs" then t.columns[#t.columns + 1] = "" end
-    end
-    for _, row in ipairs(GUEST) do
+    for _, s in ipairs(g.throughput) do t.columns[#t.columns + 1] = s.label end
+    for _, label in ipairs { "ours vs 9p", "min - max", "vs virtiofsd", "min - max" } do t.columns[#t.columns + 1] = label end
+    for i, row in ipairs(GUEST) do
+        local results, key = g[row[1]], row[2]
         local cells = { row[3], row[4] }
-        for _, s in ipairs(g[row[1]]) do
-            cells[#cells + 1] = number(s.figures[row[2]].median)
-            if s.name ~= "tmpfs" then cells[#cells + 1] = times(s.to_tmpfs[row[2]].median) end
+        for _, s in ipairs(results) do cells[#cells + 1] = number(s.figures[key].median) end
+        for _, rival in ipairs { "virtio_9p", "virtiofsd" } do
+            local ratio = results.ours["to_" .. rival][key]
+            cells[#cells + 1] = times(ratio.median)
+            cells[#cells + 1] = range(ratio)
         end
-        t.rows[#t.rows + 1] = cells
+        t.rows[i] = cells
     end
     return t
 end

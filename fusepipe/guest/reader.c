@@ -170,13 +170,10 @@ static bool is_answered(const struct fuse_in_header *h)
 }
 
 /* The request that was read behind a gap: a trace into the gap, or the gap goes. */
-static void fill_gap(struct side *d, size_t size)
+static void fill_gap(struct side *d, const struct fuse_in_header *h, size_t size)
 {
-	struct fuse_in_header h;
-
-	memcpy(&h, d->data + d->end + TRACE_SIZE, sizeof h);
-	if (is_answered(&h)) {
-		struct fcvm_fuse_trace t = {.unique = h.unique, .dequeued = now_ns()};
+	if (is_answered(h)) {
+		struct fcvm_fuse_trace t = {.unique = h->unique, .dequeued = now_ns()};
 
 		put_control(d->data + d->end, FCVM_FUSE_TRACE, &t, sizeof t);
 		d->end += TRACE_SIZE;
@@ -186,7 +183,11 @@ static void fill_gap(struct side *d, size_t size)
 	side_grew(d, size);
 }
 
-/* Reads what requests there are, as long as one of any size has room. 0, -ENODEV: unmounted, or -errno. */
+/*
+ * Reads what requests there are, as long as one of any size has room. One that nobody else waits beside is most often its
+ * caller's only one: it goes without a look for more, which costs as much as the reading.
+ * 0, -ENODEV: unmounted, or -errno.
+ */
 static int take_requests(struct reader *r)
 {
 	struct side *d = &r->requests;
@@ -195,17 +196,22 @@ static int take_requests(struct reader *r)
 	while (has_room(d)) {
 		size_t gap = rate && r->taken % rate == 0 ? TRACE_SIZE : 0;
 		ssize_t n = read(r->device, d->data + d->end + gap, CAPACITY - d->end - gap);
+		struct fuse_in_header h;
 
 		/* ENOENT: its caller was interrupted just now. */
 		if (n < 0 && (errno == EINTR || errno == ENOENT))
 			continue;
 		if (n < 0)
 			return errno == EAGAIN ? 0 : -errno;
+		memcpy(&h, d->data + d->end + gap, sizeof h);
 		r->taken++;
 		if (gap)
-			fill_gap(d, (size_t)n);
+			fill_gap(d, &h, (size_t)n);
 		else
 			side_grew(d, (size_t)n);
+		r->waiting += is_answered(&h);
+		if (r->waiting == 1)
+			break;
 	}
 	return 0;
 }
@@ -231,6 +237,9 @@ static int send_requests(struct reader *r)
 
 static int give_reply(struct reader *r, const struct fuse_out_header *h, const void *reply)
 {
+	/* Not the kernel's notifications; and a host may say what it likes. */
+	if (h->unique && r->waiting)
+		r->waiting--;
 	while (write(r->device, reply, h->len) < 0) {
 		if (errno == EINTR)
 			continue;

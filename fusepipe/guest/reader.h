@@ -40,6 +40,7 @@ struct reader {
 	bool active;         /* it had a turn since this was made false */
 	enum phase phase;
 	struct side requests, replies;
+	unsigned waiting; /* requests that have no reply yet */
 	uint32_t device_events, stream_events; /* as registered */
 	bool device_watched;
 	/* traces */
