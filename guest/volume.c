@@ -173,8 +173,8 @@ static int pump(const char *target, const struct fcvm_fuse_pump *config)
 	if (null > 2)
 		fcvm_close(null);
 	r = chdir("/") < 0 ? -errno : fcvm_fuse_pump(config, NULL);
-	/* The agent is gone: nobody can ever connect again. */
-	if (r == -ECANCELED)
+	/* The agent is gone, and nobody can ever connect again; or nobody has. */
+	if (r == -ECANCELED || r == -ETIMEDOUT)
 		umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW);
 	return r;
 }

@@ -32,14 +32,15 @@ struct fcvm_fuse_pump {
 	pid_t peer;          /* who may connect to the others (SO_PEERCRED): this process, as our user; 0: anybody */
 	int end_fd;          /* once it is readable, it is over: -ECANCELED; borrowed, or -1 */
 	unsigned trace_rate; /* every Nth request of a reader; 0: none */
+	unsigned patience_ms; /* for a reader's stream to come; 0: a minute */
 };
 
 /*
  * Carries messages until the volume is unmounted (0), or until a stream ends or breaks the rules, or a connection to the
  * device does (-errno): then for all readers, and whatever the kernel still waits for fails with ENOTCONN or
  * ECONNABORTED. But a stream that ends while its reader is quiet (control.h) only makes that wait for the next one, if
- * there are listeners. There are as many threads as readers, but no more than processors. SIGPIPE must be ignored. When
- * it returns all are closed.
+ * there are listeners; for `patience_ms`, then it is over as well, with -ETIMEDOUT if there never was one. There are as
+ * many threads as readers, but no more than processors. SIGPIPE must be ignored. When it returns all are closed.
  */
 int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err);
 

@@ -31,10 +31,11 @@
 enum {
 	STACK = 64 * 1024,      /* of which a page is used */
 	GREETING_MS = 30 * 1000,
+	PATIENCE_MS = 60 * 1000, /* a host that mounts or restores connects at once; without one callers are to be told so */
 	GUESTS = FCVM_FUSE_MAX_READERS, /* that have not greeted yet */
 	FDS_EACH = 4,           /* device, stream, a connection on its way, and at most one epoll */
-	TRIM_MS = 1000,         /* without anything to do */
-	TRIM_TURNS = 4096,      /* or so often: a reader that had none meanwhile is idle though others are not */
+	MIND_MS = 1000,         /* without anything to do */
+	MIND_TURNS = 4096,      /* or so often: a reader that had none meanwhile is idle though others are not */
 	EVENTS = 32,
 	NICE = -20,
 	LISTENERS = FCVM_FUSE_LISTENERS,
@@ -189,22 +190,28 @@ static void mind_door(const struct fcvm_fuse_pump *config, struct pump *p, struc
 
 enum { STOP = UINT32_MAX }; /* for a reader's number, in events of the pump's stop */
 
-static bool worker_used(const struct worker *w)
+/* It has something to do though nothing happens. */
+static bool worker_minds(const struct worker *w)
 {
 	for (unsigned i = w->number; i < w->nreaders; i += w->step)
-		if (reader_used(&w->readers[i]))
+		if (reader_used(&w->readers[i]) || reader_alone(&w->readers[i]))
 			return true;
 	return false;
 }
 
-/* Of those that had no turn since the last time. */
-static void worker_trim(const struct worker *w)
+/* Gives back the buffers of those that had no turn since the last time; idle: none had. 0, or -errno: one has waited for
+ * a stream for too long. */
+static int worker_mind(const struct worker *w, bool idle)
 {
-	for (unsigned i = w->number; i < w->nreaders; i += w->step) {
-		if (!w->readers[i].active)
+	int result = 0;
+
+	for (unsigned i = w->number; i < w->nreaders && !result; i += w->step) {
+		if (idle || !w->readers[i].active)
 			reader_trim(&w->readers[i]);
 		w->readers[i].active = false;
+		result = reader_patience(&w->readers[i]);
 	}
+	return result;
 }
 
 static void *work(void *arg)
@@ -218,12 +225,12 @@ static void *work(void *arg)
 	 * 6.6), and requests go one by one that could have gone together: 256 threads' reads take twice as long. */
 	setpriority(PRIO_PROCESS, 0, NICE);
 	while (!result) {
-		int n = epoll_wait(w->epoll, events, EVENTS, worker_used(w) ? TRIM_MS : -1);
+		int n = epoll_wait(w->epoll, events, EVENTS, worker_minds(w) ? MIND_MS : -1);
 
 		if (n < 0 && errno != EINTR)
 			result = -errno;
-		if (n == 0 || ++turns % TRIM_TURNS == 0)
-			worker_trim(w);
+		if (!result && (n == 0 || ++turns % MIND_TURNS == 0))
+			result = worker_mind(w, n == 0);
 		for (int i = 0; i < n && !result; i++) {
 			uint32_t number = (uint32_t)(events[i].data.u64 >> 32);
 			int fd = (int)(uint32_t)events[i].data.u64;
@@ -379,7 +386,8 @@ int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 	unsigned n = fits ? count_workers(config->readers) : 0;
 	_cleanup_free_ struct reader *readers = fits ? calloc(config->readers, sizeof *readers) : NULL;
 	_cleanup_free_ struct worker *workers = fits ? calloc(n, sizeof *workers) : NULL;
-	struct pump p = {.trace_rate = config->trace_rate};
+	struct pump p = {.trace_rate = config->trace_rate,
+		.patience_ms = config->patience_ms ? config->patience_ms : PATIENCE_MS};
 	int result = !fits ? -EINVAL : !readers || !workers ? -ENOMEM : 0;
 
 	for (unsigned i = 0; i < LISTENERS; i++)

@@ -20,11 +20,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/fd.h"
+#include "base/until.h"
 #include "fusepipe/abi.h"
 #include "fusepipe/control.h"
 
@@ -32,6 +34,8 @@ enum {
 	CAPACITY = 2 * FCVM_FUSE_MAX_MESSAGE,
 	CONTROL = 4096, /* behind it: what only the halves understand always has room */
 	MAPPING = CAPACITY + CONTROL,
+	PAGE = 4096,
+	READ_PAGES = 64,
 	TRACE_SIZE = sizeof(struct fuse_in_header) + sizeof(struct fcvm_fuse_trace),
 };
 
@@ -281,31 +285,58 @@ static int give_replies(struct reader *r)
 	return 0;
 }
 
-/* Reads once what the host has sent. */
-static int take_replies(struct reader *r)
+/* Room for a whole message behind what there is: what has begun could not end otherwise. */
+static void make_room(struct side *d)
 {
-	struct side *d = &r->replies;
-	ssize_t n;
-
 	if (d->start == d->end)
 		d->start = d->end = 0;
-	/* What has begun could not end here. */
 	if (d->start + FCVM_FUSE_MAX_MESSAGE > CAPACITY) {
 		memmove(d->data, d->data + d->start, d->end - d->start);
 		d->end -= d->start;
 		d->start = 0;
 	}
-	n = read(r->stream, d->data + d->end, CAPACITY - d->end);
-	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-	if (n == 0)
-		return -EPIPE;
-	if (r->pump->trace_rate)
-		r->received = now_ns();
-	d->end += n;
-	if (d->end > d->high)
-		d->high = d->end;
-	return give_replies(r);
+}
+
+/* A virtio port gives a page for each read, but one after the other to one call that wants several. */
+static ssize_t read_pages(int fd, char *to, size_t size)
+{
+	struct iovec pages[READ_PAGES];
+	int n = 0;
+
+	for (; size && n < READ_PAGES; n++) {
+		size_t some = size < PAGE ? size : PAGE;
+
+		pages[n] = (struct iovec){to, some};
+		to += some;
+		size -= some;
+	}
+	return readv(fd, pages, n);
+}
+
+/* Reads what the host has sent, as long as a message lacks its end. */
+static int take_replies(struct reader *r)
+{
+	struct side *d = &r->replies;
+	int result;
+
+	do {
+		ssize_t n;
+
+		make_room(d);
+		n = d->start == d->end ? read(r->stream, d->data + d->end, CAPACITY - d->end)
+				       : read_pages(r->stream, d->data + d->end, CAPACITY - d->end);
+		if (n < 0)
+			return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+		if (n == 0)
+			return -EPIPE;
+		if (r->pump->trace_rate)
+			r->received = now_ns();
+		d->end += n;
+		if (d->end > d->high)
+			d->high = d->end;
+		result = give_replies(r);
+	} while (!result && d->start < d->end);
+	return result;
 }
 
 /* ---- what is watched ---- */
@@ -353,6 +384,7 @@ int reader_offer(struct reader *r, int stream)
 static void drop_stream(struct reader *r)
 {
 	r->stream = fcvm_close(r->stream);
+	r->alone_ns = fcvm_now_ns();
 	r->requests.start = r->requests.end = r->replies.start = r->replies.end = 0;
 }
 
@@ -367,6 +399,7 @@ static void adopt(struct reader *r, int stream)
 	}
 	drop_stream(r);
 	r->stream = stream;
+	r->had_stream = true;
 	r->stream_events = 0; /* no longer an offered one's */
 }
 
@@ -419,6 +452,18 @@ int reader_begin(struct reader *r)
 	return watch_device(r);
 }
 
+bool reader_alone(const struct reader *r)
+{
+	return r->stream < 0;
+}
+
+int reader_patience(const struct reader *r)
+{
+	if (!reader_alone(r) || fcvm_now_ns() - r->alone_ns < r->pump->patience_ms * INT64_C(1000000))
+		return 0;
+	return r->had_stream ? -EPIPE : -ETIMEDOUT;
+}
+
 bool reader_used(const struct reader *r)
 {
 	return r->requests.high || r->replies.high;
@@ -436,7 +481,8 @@ int reader_init(struct reader *r, const struct pump *p, unsigned number, int epo
 {
 	int result;
 
-	*r = (struct reader){.pump = p, .number = number, .epoll = epoll, .device = device, .stream = -1, .offered = -1};
+	*r = (struct reader){.pump = p, .number = number, .epoll = epoll, .device = device, .stream = -1, .offered = -1,
+		.alone_ns = fcvm_now_ns()};
 	if (device < 0)
 		return device;
 	result = fcvm_fd_nonblock(device, true);

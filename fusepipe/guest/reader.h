@@ -12,6 +12,7 @@ struct pump {
 	int stop;         /* an eventfd that every thread watches: readable once it is over */
 	_Atomic int why;  /* of the end: the first -errno of a thread; 0: it goes on. -ENODEV: unmounted */
 	bool reconnects;  /* there is a listener */
+	unsigned patience_ms; /* with a reader that has no stream */
 	unsigned trace_rate;
 };
 
@@ -38,6 +39,8 @@ struct reader {
 	int device, stream; /* stream -1: none yet, or none while it is quiet */
 	_Atomic int offered; /* a stream that waits for its turn to become the reader's; -1: none */
 	bool active;         /* it had a turn since this was made false */
+	bool had_stream;
+	int64_t alone_ns;    /* when it last became one without a stream */
 	enum phase phase;
 	struct side requests, replies;
 	unsigned waiting; /* requests that have no reply yet */
@@ -60,6 +63,9 @@ int reader_offer(struct reader *r, int stream);
 int reader_begin(struct reader *r);
 /* What epoll has told of one of its descriptors; it may be closed by now. 0, or -errno: it is over, for all readers. */
 int reader_turn(struct reader *r, bool offered, int fd, uint32_t events);
+/* Whether it waits for a stream; how long it may: 0, or why it is over now. For its thread. */
+bool reader_alone(const struct reader *r);
+int reader_patience(const struct reader *r);
 /* It has buffers that reader_trim() would give back; to be called when it has had nothing to do for a while. */
 bool reader_used(const struct reader *r);
 void reader_trim(struct reader *r);

@@ -404,3 +404,54 @@ describe("a VM that is killed while it writes", function()
         T.await("the server ends", 5, function() return #T.servers() == 0 end)
     end)
 end)
+
+describe("a volume's port", function()
+    local function ports(vm)
+        return (guest(vm, "cat /sys/class/virtio-ports/*/name | grep volume | sort | tr '\\n' ' '"))
+    end
+
+    it("comes with the volume and goes with it, and the ninth volume needs none", function()
+        local src = T.folder()
+        local vm <close> = T.vm { name = "ports", driver = "qemu" }
+        assert.equal("", ports(vm))
+        for round = 1, 3 do
+            check(vm:mount { host = src, guest = "/v" .. round })
+            assert.equal("fcvm.volume.0 ", ports(vm))
+            assert.equal(0, select(2, guest(vm, "test -x /v" .. round .. "/prober")))
+            check(vm:unmount("/v" .. round))
+            assert.equal("", ports(vm))
+        end
+        for i = 0, 8 do check(vm:mount { host = src, guest = "/n" .. i }) end
+        assert.equal(8, select(2, ports(vm):gsub("volume", "")))
+        guest(vm, "echo ninth >/n8/ninth")
+        assert.equal("ninth\n", T.read(src .. "/ninth"))
+        check(vm:unmount "/n3")
+        check(vm:mount { host = src, guest = "/again" })
+        assert.equal("ninth\n", guest(vm, "cat /again/ninth"))
+    end)
+
+    it("is a clone's as well, restored or copied, and a clone's clone's", function()
+        local src = T.folder()
+        local vm <close> = T.vm { name = "ports", driver = "qemu", volumes = { { host = src, guest = "/v" } } }
+        guest(vm, "echo first >/v/first")
+        local snap <close> = check(vm:snapshot())
+        guest(vm, "echo goes on >/v/on")
+        assert.equal("goes on\n", T.read(src .. "/on"))
+        local function works(clone, name)
+            assert.equal("fcvm.volume.0 ", ports(clone))
+            assert.equal("first\n", guest(clone, ("cat /v/first; echo x >/v/%s"):format(name)))
+            assert.equal("x\n", T.read(src .. "/" .. name))
+        end
+        local one <close> = check(snap:clone())
+        works(one, "restored")
+        local two <close> = check(snap:clone(2)) -- of a template
+        for i, clone in ipairs(two) do works(clone, "copied" .. i) end
+        local second <close> = check(two[1]:snapshot())
+        local three <close> = check(second:clone())
+        works(three, "grandchild")
+        check(three:unmount "/v")
+        assert.equal("", ports(three))
+        check(three:mount { host = src, guest = "/v" })
+        works(three, "again")
+    end)
+end)

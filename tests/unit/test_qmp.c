@@ -128,6 +128,37 @@ static void test_calls(void)
 	end(&s, q);
 }
 
+/* A descriptor goes with the line that names it. */
+static void test_fd(void)
+{
+	static const char hello[] = HELLO "{\"return\": {}, \"id\": 0}\n", answer[] = "{\"return\": {}, \"id\": 1}\n";
+	char line[256] = "", control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
+	struct iovec v = {line, sizeof line - 1};
+	struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+	struct fcvm_until until = in_ms(5000);
+	struct fcvm_qmp *q = NULL;
+	int fds[2], given[2], taken = -1;
+
+	CHECK(fcvm_fd_pair(fds) == 0 && pipe(given) == 0);
+	CHECK(write(fds[1], hello, sizeof hello - 1) == sizeof hello - 1);
+	CHECK(fcvm_qmp_new(&q, fds[0], -1, "vm", &err) == 0 && fcvm_qmp_greet(q, &until, &err) == 0);
+	CHECK(read(fds[1], line, sizeof line) > 0 && strstr(line, "qmp_capabilities"));
+	CHECK(write(fds[1], answer, sizeof answer - 1) == sizeof answer - 1);
+	CHECK(fcvm_qmp_send_fd(q, "volume", given[1], &until, &err) == 0);
+	memset(line, 0, sizeof line);
+	CHECK(recvmsg(fds[1], &m, 0) > 0);
+	CHECK(strcmp(line, "{\"execute\":\"getfd\",\"id\":1,\"arguments\":{\"fdname\":\"volume\"}}\n") == 0);
+	CHECK(CMSG_FIRSTHDR(&m) && CMSG_FIRSTHDR(&m)->cmsg_type == SCM_RIGHTS);
+	if (CMSG_FIRSTHDR(&m))
+		memcpy(&taken, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof taken);
+	CHECK(write(taken, "x", 1) == 1 && read(given[0], line, 1) == 1);
+	fcvm_qmp_free(q);
+	close(taken);
+	close(given[0]);
+	close(given[1]);
+	close(fds[1]);
+}
+
 static void test_given_up(void)
 {
 	static const char *const answers[] = {"{\"return\": {}, \"id\": 0}\n", "",
@@ -291,6 +322,7 @@ static void test_exit_fd(void)
 int main(void)
 {
 	test_calls();
+	test_fd();
 	test_given_up();
 	test_nonsense();
 	test_long_line();

@@ -81,7 +81,20 @@ static void test_args(void)
 	CHECK(!*after(&a, "-append") && !*after(&a, "-kernel") && !*after(&a, "-initrd"));
 	CHECK(strcmp(after(&a, "-incoming"), "defer") == 0);
 	CHECK(a.nenv == 3 && strcmp(a.env[2], FCVM_RAM_ENV_PRIVATE "=/m,n") == 0);
+	CHECK(!has(&a, "virtserialport,id=port0,nr=2,chardev=volume0,name=fcvm.volume.0"));
 	fcvm_qemu_args_done(&a);
+
+	/* What was plugged in when the snapshot was taken is there; a VM that boots has nothing yet. */
+	m.ports = 1u << 0 | 1u << 7;
+	CHECK(fcvm_qemu_args_make(&a, &m, &p, true, "/m,n", &err) == 0);
+	CHECK(has(&a, "ringbuf,id=volume0,size=4096") && has(&a, "virtserialport,id=port0,nr=2,chardev=volume0,name=fcvm.volume.0"));
+	CHECK(has(&a, "virtserialport,id=port7,nr=9,chardev=volume7,name=fcvm.volume.7"));
+	CHECK(has(&a, "virtio-serial-device,max_ports=10"));
+	fcvm_qemu_args_done(&a);
+	CHECK(fcvm_qemu_args_make(&a, &m, &p, false, "/m,n", &err) == 0);
+	CHECK(!has(&a, "ringbuf,id=volume0,size=4096"));
+	fcvm_qemu_args_done(&a);
+	m.ports = 0;
 
 	m.drives = (const struct vmm_drive[]){{"/d,1", true}, {"disk1", false}};
 	m.ndrives = 2;
