@@ -163,12 +163,25 @@ static void stat_again(int fd, unsigned i)
 	failed |= fstat(fd, &st) != 0;
 }
 
+static void lookup_other(int fd, unsigned i)
+{
+	struct stat st;
+	char path[256];
+
+	failed |= stat(path_of(path, "file", i % FILES), &st) != 0;
+}
+
 static void lookup_missing(int fd, unsigned i)
 {
 	struct stat st;
 	char path[256];
 
 	failed |= stat(path_of(path, "missing", i), &st) == 0;
+}
+
+static void lookup_missing_again(int fd, unsigned i)
+{
+	lookup_missing(fd, i % 16);
 }
 
 static void lookup_again(int fd, unsigned i)
@@ -231,12 +244,14 @@ static void create_unlink(int fd, unsigned i)
 }
 
 static const struct single forced[] = {
-	{"getattr", stat_forced, "file"}, {"lookup", lookup_missing, "file"}, {"read_4k", read_next, "pages"},
-	{"write_4k", write_page, "written"}, {"open_close", open_close, "file"}, {"readdir", list_ten, "file"},
+	{"getattr", stat_forced, "file"}, {"lookup", lookup_other, "file"}, {"lookup_missing", lookup_missing, "file"},
+	{"read_4k", read_next, "pages"}, {"write_4k", write_page, "written"}, {"open_close", open_close, "file"},
+	{"readdir", list_ten, "file"},
 	{"create_unlink", create_unlink, "file"}, {NULL},
 };
 static const struct single cached[] = {
-	{"getattr", stat_again, "file"}, {"lookup", lookup_again, "file"}, {"read_4k", read_again, "file"},
+	{"getattr", stat_again, "file"}, {"lookup", lookup_again, "file"}, {"lookup_missing", lookup_missing_again, "file"},
+	{"read_4k", read_again, "file"},
 	{"write_4k", write_page, "written"}, {"open_close", open_close, "file"}, {"readdir", list_ten, "file"},
 	{"create_unlink", create_unlink, "file"}, {NULL},
 };

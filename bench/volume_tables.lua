@@ -59,8 +59,9 @@ local function writes(results)
 end
 
 local OPERATIONS = {
-    { "getattr", "getattr" }, { "lookup", "lookup" }, { "read_4k", "read 4 KiB" }, { "write_4k", "write 4 KiB" },
-    { "open_close", "open+close" }, { "readdir", "readdir of ten" }, { "create_unlink", "create+unlink" },
+    { "getattr", "getattr" }, { "lookup", "lookup" }, { "lookup_missing", "lookup of a missing name" },
+    { "read_4k", "read 4 KiB" }, { "write_4k", "write 4 KiB" }, { "open_close", "open+close" }, { "readdir", "readdir of ten" },
+    { "create_unlink", "create+unlink" },
 }
 
 local function operations(results, title, with_guide)
