@@ -178,6 +178,8 @@ static void take_fd(struct server *s, struct node *n, int fd)
 	n->fd = fd;
 	n->closed = n->dev != s->root_dev && is_kernels(fd);
 	s->nodes.open++;
+	free(n->place);
+	n->place = NULL;
 }
 
 /* The node that is this file, or 0. One that was shelved takes the descriptor, if it is the same file still. */
@@ -200,8 +202,6 @@ static uint32_t find(struct server *s, int *fd, const struct stat *st)
 		if (shelf_make_room(s))
 			return index;
 		take_fd(s, n, fcvm_steal_fd(*fd));
-		free(n->place);
-		n->place = NULL;
 		return index;
 	}
 	return 0;

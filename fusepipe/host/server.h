@@ -284,7 +284,7 @@ void nodes_restored(struct server *s);
 /* shelf.c */
 void shelf_open(struct server *s, int root_fd);
 int shelf_make_room(struct server *s);                     /* for one more descriptor; 0 or -ENFILE */
-int shelf_take(struct server *s, struct node *n);          /* its descriptor, opened again; or -errno */
+int shelf_take(struct server *s, struct node *n);          /* a descriptor of it, not yet its own; or -errno */
 bool shelf_is(struct server *s, const struct node *n, int fd); /* whether fd is the very file that was shelved */
 struct file_handle *shelf_handle(int fd);                  /* malloc'ed; NULL: there is none */
 struct place *shelf_place(struct server *s, int fd);       /* malloc'ed; NULL when out of memory */

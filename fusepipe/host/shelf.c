@@ -198,22 +198,14 @@ int shelf_take(struct server *s, struct node *n)
 {
 	int fd;
 
-	if (!n->shelved && !n->place)
+	if (!n->shelved)
+		return n->place ? take_place(s, n) : -ESTALE;
+	fd = open_by_handle_at(s->shelf, n->shelved, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (n->place && !is_beneath(s, n, fd)) {
+		fcvm_close(fd);
 		return -ESTALE;
-	if (!n->shelved) {
-		fd = take_place(s, n);
-	} else {
-		fd = open_by_handle_at(s->shelf, n->shelved, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-		if (fd < 0)
-			return -errno;
-		if (n->place && !is_beneath(s, n, fd)) {
-			fcvm_close(fd);
-			return -ESTALE;
-		}
-	}
-	if (fd >= 0) {
-		free(n->place);
-		n->place = NULL;
 	}
 	return fd;
 }

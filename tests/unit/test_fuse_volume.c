@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* A volume's server by its handle: streams, standing still, going on elsewhere, its end. The guest is made by hand. */
+#include <grp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -254,6 +255,33 @@ static void test_state(void)
 	CHECK(call(&g, FUSE_GETATTR, gone, &attr, sizeof attr) == -ESTALE);
 	CHECK(look_up(&g, dir, "moved") == moved);
 	CHECK(read_node(&g, file, fh) == 0);
+	fcvm_volume_free(v);
+	hang_up(&g);
+}
+
+/* A server that goes on from a state is itself saved and goes on: what nobody touched meanwhile is still there. */
+static void test_saved_again(void)
+{
+	struct fcvm_until until = fcvm_until_ms(10000, -1);
+	struct fuse_getattr_in attr = {.getattr_flags = 0};
+	struct guest g;
+	struct fcvm_volume *v;
+	uint64_t file, inner;
+
+	write_file("file", "text");
+	mkdir(path_to("dir"), 0755);
+	write_file("dir/inner", "inner");
+	v = begin(&g, 0);
+	file = look_up(&g, 1, "file");
+	inner = look_up(&g, look_up(&g, 1, "dir"), "inner");
+	CHECK(file && inner);
+	v = go_on_elsewhere(v, &g);
+	unlink(state);
+	CHECK(pause_it(v, &g) == 0 && fcvm_volume_save(v, state, &until, &err) == 0);
+	CHECK(fcvm_volume_resume(v, &until, &err) == 0 && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(call(&g, FUSE_GETATTR, file, &attr, sizeof attr) == 0);
+	v = go_on_elsewhere(v, &g);
+	CHECK(call(&g, FUSE_GETATTR, inner, &attr, sizeof attr) == 0);
 	fcvm_volume_free(v);
 	hang_up(&g);
 }
@@ -573,6 +601,33 @@ static void set_up(void)
 		exit(1);
 }
 
+static void tear_down(void)
+{
+	fcvm_node_unref(local);
+	close(run_fd);
+	fcvm_tree_remove(AT_FDCWD, top);
+}
+
+/* By a server of one who is not root, which finds files by their paths. */
+static void as_user(void (*test)(void))
+{
+	int status = 0;
+	pid_t child = fork();
+
+	if (!child) {
+		strcpy(top + strlen(top) - 6, "XXXXXX");
+		if (!geteuid() && (setgroups(0, NULL) || setgid(12345) || setuid(12345)))
+			_exit(3);
+		set_up();
+		check_failed = 0;
+		test();
+		tear_down();
+		_exit(check_failed != 0);
+	}
+	waitpid(child, &status, 0);
+	CHECK(status == 0);
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -580,14 +635,15 @@ int main(void)
 	test_attach();
 	test_pause();
 	test_state();
+	test_saved_again();
+	as_user(test_state);
+	as_user(test_saved_again);
 	test_unopened();
 	test_locks();
 	test_bad_state();
 	test_death();
 	test_counters();
 	test_traces();
-	fcvm_node_unref(local);
-	close(run_fd);
-	fcvm_tree_remove(AT_FDCWD, top);
+	tear_down();
 	CHECK_DONE();
 }
