@@ -115,7 +115,8 @@ int nodes_init(struct server *s, int root_fd, const struct stat *st)
 	struct nodes *t = &s->nodes;
 	struct node *root;
 
-	*t = (struct nodes){.max = s->volume.max_nodes, .max_open = s->max_open, .mask = FIRST_BUCKETS - 1};
+	*t = (struct nodes){.max = s->volume.max_nodes, .mask = FIRST_BUCKETS - 1, .hand = ROOT,
+		.max_open = s->max_open < NODES_OPEN ? s->max_open : NODES_OPEN};
 	t->buckets = calloc(FIRST_BUCKETS, sizeof *t->buckets);
 	if (!t->buckets || grow(t) < 0)
 		return -ENOMEM;
@@ -228,6 +229,11 @@ int node_fd(struct server *s, struct node *n)
 	return fd >= 0 && n->closed ? -EACCES : fd;
 }
 
+int nodes_room(struct server *s)
+{
+	return s->nodes.used >= s->nodes.max ? -ENFILE : shelf_make_room(s);
+}
+
 int64_t node_know(struct server *s, int fd, const struct stat *st)
 {
 	_cleanup_close_ int own = fd;
@@ -239,7 +245,7 @@ int64_t node_know(struct server *s, int fd, const struct stat *st)
 		node_at(t, index)->lookups++;
 		return index;
 	}
-	if (t->used >= t->max || shelf_make_room(s))
+	if (nodes_room(s))
 		return -ENFILE;
 	if ((!t->free && grow(t) < 0) || (t->used > t->mask && grow_buckets(t) < 0))
 		return -ENOMEM;

@@ -160,10 +160,11 @@ static struct node *make_in(fuse_req_t req, fuse_ino_t parent)
 {
 	struct server *s = server_of(req);
 	struct node *n = node_get(s, parent);
-	int fd = n ? node_fd(s, n) : -ESTALE;
+	int fd = n ? node_fd(s, n) : -ESTALE, r = fd < 0 ? fd : nodes_room(s);
 
-	if (fd < 0) {
-		fuse_reply_err(req, -fd);
+	/* Without room nothing is made: it would be there, and yet refused. */
+	if (r) {
+		fuse_reply_err(req, -r);
 		return NULL;
 	}
 	cred_take(s, fuse_req_ctx(req));

@@ -32,7 +32,6 @@
 
 enum {
 	NODES_MAX = 1000000, /* about 150 bytes each, those beyond NODES_OPEN */
-	NODES_OPEN = 65536,  /* each holds a file of the host in its memory, above 1 KiB */
 	FDS_WANTED = 1 << 20,
 	FDS_OTHER = 64, /* not nodes' nor handles' */
 	FD_TABLE = 16384,
@@ -50,9 +49,7 @@ static void descriptors(struct server *s)
 	getrlimit(RLIMIT_NOFILE, &limit);
 	/* A quarter is left for open files, so that a guest that knows many files can still open some. */
 	s->max_open = (unsigned)((limit.rlim_cur - FDS_OTHER) / 4 * 3);
-	if (s->max_open > NODES_OPEN)
-		s->max_open = NODES_OPEN;
-	s->data.max = s->max_open / 6;
+	s->data.max = (s->max_open < NODES_OPEN ? s->max_open : NODES_OPEN) / 6;
 	if (!s->volume.max_nodes)
 		s->volume.max_nodes = NODES_MAX;
 	/* With threads about, each doubling of the table would wait for an RCU grace period, tens of ms in all. */

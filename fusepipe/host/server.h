@@ -69,6 +69,8 @@ struct place {
 	char path[];      /* beneath the root; "": nowhere */
 };
 
+enum { NODES_OPEN = 65536 /* where others can be shelved; each holds a file of the host in its memory, above 1 KiB */ };
+
 struct nodes {
 	struct node **chunks;
 	uint32_t size, used, free, max;
@@ -241,7 +243,7 @@ struct server {
 	uint64_t root_dev;
 	uint64_t turn;   /* counts messages and answers */
 	int shelf;       /* the root, as open_by_handle_at(2) wants it; -1: nothing can be shelved */
-	unsigned max_open;
+	unsigned max_open; /* descriptors of nodes, as far as the limit goes */
 
 	struct fuse_init_in init; /* as the guest sent it */
 	struct control control;
@@ -270,6 +272,7 @@ uint64_t node_id(const struct nodes *t, uint32_t index);
 uint32_t node_index(uint64_t id);
 /* Takes fd (also on failure). One more lookup of the node that is (st->dev, st->ino). Its index, or -errno. */
 int64_t node_know(struct server *s, int fd, const struct stat *st);
+int nodes_room(struct server *s); /* for one more; 0 or -ENFILE */
 void node_forget(struct server *s, uint64_t id, uint64_t lookups);
 void node_put(struct server *s, uint32_t index); /* frees it if nothing holds it */
 /* Its O_PATH descriptor, good for this turn; -ESTALE if the file is gone, -EACCES if it is closed, -ENFILE, or -errno. */

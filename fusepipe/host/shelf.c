@@ -6,8 +6,9 @@
  * though its inode number be in use again.
  *
  * Opening by a handle goes past the folder's walls, so those that come out of a saved state are not taken on trust: what
- * they open has to be found beneath the folder. It takes CAP_DAC_READ_SEARCH and a file system that has them; elsewhere nothing is shelved, and a guest that knows of too many files is refused
- * further ones (ENFILE). Nor are files with open handles or locks, and those on file systems mounted beneath.
+ * they open has to be found beneath the folder. It takes CAP_DAC_READ_SEARCH and a file system that has them; elsewhere
+ * nothing is shelved, nor are files with open handles or locks, those that may be open without a name, and those on file
+ * systems mounted beneath. Of such a guest may know as many as there are descriptors for, further ones are refused (ENFILE).
  */
 #include <errno.h>
 #include <limits.h>
@@ -56,11 +57,20 @@ void shelf_open(struct server *s, int root_fd)
 	fcvm_close(again);
 }
 
+/* Without a name, and the guest may have it open without a word (data.c): it would end with its last descriptor. */
+static bool is_last(struct server *s, const struct node *n)
+{
+	struct stat st;
+
+	return data_unopened(s) && (fstatat(n->fd, "", &st, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) || !st.st_nlink);
+}
+
 static bool shelve(struct server *s, struct node *n)
 {
 	if (n->used_at != s->turn)
 		data_drop(s, n);
-	if (n->fd < 0 || !n->known || n->handles || n->owners || n->dev != s->root_dev || n->used_at == s->turn)
+	if (n->fd < 0 || !n->known || n->handles || n->owners || n->dev != s->root_dev || n->used_at == s->turn ||
+		is_last(s, n))
 		return false;
 	if (!n->shelved) {
 		n->shelved = shelf_handle(n->fd);
@@ -75,15 +85,18 @@ static bool shelve(struct server *s, struct node *n)
 int shelf_make_room(struct server *s)
 {
 	struct nodes *t = &s->nodes;
-	uint32_t enough = t->max_open - t->max_open / BATCH - 1;
+	uint32_t few = t->max_open / BATCH + 1, enough = t->max_open - few;
 
 	if (t->open < t->max_open)
 		return 0;
-	/* One round at most: 2 is the first that is not the root. */
+	/* One round at most: 2 is the first that is not the root, which stays open. */
 	for (uint32_t i = 0; s->shelf >= 0 && i < t->size && t->open > enough; i++) {
 		t->hand = t->hand + 1 < t->size ? t->hand + 1 : 2;
 		shelve(s, node_at(t, t->hand));
 	}
+	/* What cannot be shelved stays open: then there are more, as far as the limit for descriptors goes. */
+	if (t->open > enough)
+		t->max_open = s->max_open - t->max_open < few ? s->max_open : t->max_open + few;
 	return t->open < t->max_open ? 0 : -ENFILE;
 }
 
