@@ -4,11 +4,13 @@
  * with no handle; here a node is given one when it is needed: one to read by, which stays, and one to write by.
  *
  * The one to write by is closed when it was not used for a moment: as long as there is one the host cannot execute the file
- * (ETXTBSY), and nobody says when the guest's programs are done with it. Of those to read by there are so many, then those
- * that were not used lately make room.
+ * (ETXTBSY), and nobody says when the guest's programs are done with it. One that could not be opened again (git makes its
+ * packs read-only, and then writes them) stays instead. Of those that stay there are so many, then those that were not used
+ * lately make room: first those to read by.
  */
 #include <errno.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/until.h"
@@ -36,15 +38,22 @@ static uint64_t id_of(struct server *s, uint32_t index)
 	return (uint64_t)handle_at(&s->handles, index)->generation << 32 | index;
 }
 
-void data_drop(struct server *s, struct node *n)
+static void drop(struct server *s, uint32_t *index)
 {
-	uint32_t index = n->reading;
+	uint32_t dropped = *index;
 
-	if (!index || handle_at(&s->handles, index)->jobs)
+	if (!dropped || handle_at(&s->handles, dropped)->jobs)
 		return;
-	n->reading = 0;
+	*index = 0;
 	s->data.open--;
-	handle_release(s, id_of(s, index));
+	handle_release(s, id_of(s, dropped));
+}
+
+void data_drop(struct server *s, struct node *n, bool writing)
+{
+	drop(s, &n->reading);
+	if (writing && n->writing && handle_at(&s->handles, n->writing)->stays)
+		drop(s, &n->writing);
 }
 
 static void make_room(struct server *s)
@@ -52,13 +61,13 @@ static void make_room(struct server *s)
 	struct nodes *t = &s->nodes;
 	uint32_t enough = s->data.max - s->data.max / BATCH - 1;
 
-	for (uint32_t i = 0; i < t->size && s->data.open > enough; i++) {
+	for (uint32_t i = 0; i / 2 < t->size && s->data.open > enough; i++) {
 		struct node *n;
 
 		s->data.hand = s->data.hand + 1 < t->size ? s->data.hand + 1 : FUSE_ROOT_ID;
 		n = node_at(t, s->data.hand);
 		if (n->used_at != s->turn)
-			data_drop(s, n);
+			data_drop(s, n, i >= t->size);
 	}
 }
 
@@ -140,31 +149,40 @@ void data_made(struct server *s, uint64_t ino, int fd, int flags)
 		keep(s, node_index(ino), fd, true);
 }
 
-void data_step(struct server *s, bool all)
+/* One to write by that was not used for a moment. */
+static void retire(struct server *s, uint32_t index)
+{
+	struct handle *h = handle_at(&s->handles, index);
+	struct node *n = node_at(&s->nodes, h->node);
+
+	if (n->lookups && faccessat(n->fd, "", W_OK, AT_EACCESS | AT_EMPTY_PATH)) {
+		h->stays = true;
+		if (s->data.open >= s->data.max)
+			make_room(s);
+		s->data.open++;
+	} else {
+		n->writing = 0;
+		handle_release(s, id_of(s, index));
+	}
+}
+
+void data_step(struct server *s)
 {
 	uint32_t *at = &s->data.writers;
 	int64_t now = *at ? fcvm_now_ns() : 0;
 
-	if (!*at || (!all && now - s->data.looked_at < IDLE_NS))
+	if (!*at || now - s->data.looked_at < IDLE_NS)
 		return;
 	s->data.looked_at = now;
 	while (*at) {
 		uint32_t index = *at;
 		struct handle *h = handle_at(&s->handles, index);
 
-		if (h->jobs || (!all && now - h->used_at < IDLE_NS)) {
+		if (h->jobs || now - h->used_at < IDLE_NS) {
 			at = &h->next;
 			continue;
 		}
 		*at = h->next;
-		node_at(&s->nodes, h->node)->writing = 0;
-		handle_release(s, id_of(s, index));
+		retire(s, index);
 	}
-}
-
-void data_close(struct server *s)
-{
-	data_step(s, true);
-	for (uint32_t i = FUSE_ROOT_ID; s->data.open && i < s->nodes.size; i++)
-		data_drop(s, node_at(&s->nodes, i));
 }

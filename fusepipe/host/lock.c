@@ -64,8 +64,9 @@ static int open_owner(struct server *s, struct node *n, struct lock_owner *o, in
 	/* A user may be allowed to write it only. */
 	if (fd == -EACCES && type != F_RDLCK)
 		fd = node_reopen(s, n, mode = O_WRONLY);
+	/* Of fcntl(F_SETLK) EACCES would say that somebody has it. */
 	if (fd < 0)
-		return fd;
+		return fd == -EACCES ? -ENOLCK : fd;
 	for (const struct lock_range *r = o->ranges; r; r = r->next) {
 		struct flock lock = {.l_type = (short)r->type, .l_whence = SEEK_SET, .l_start = r->start,
 			.l_len = r->end == INT64_MAX ? 0 : r->end - r->start + 1};

@@ -237,7 +237,7 @@ static int run(struct server *s)
 		if (!r)
 			r = go_on(s);
 		sync_step(s);
-		data_step(s, false);
+		data_step(s);
 		count_state(s, (enum fcvm_fuse_counters_state)s->counters->state);
 	}
 	return r;

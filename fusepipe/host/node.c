@@ -291,7 +291,7 @@ void node_forget(struct server *s, uint64_t id, uint64_t lookups)
 		return;
 	n->lookups -= lookups < n->lookups ? lookups : n->lookups;
 	if (!n->lookups)
-		data_drop(s, n);
+		data_drop(s, n, true);
 	node_put(s, node_index(id));
 }
 

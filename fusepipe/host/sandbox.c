@@ -197,7 +197,7 @@ static const int calls[] = {
 	/* files; glibc makes renameat of renameat2 without flags */
 	SCMP_SYS(openat), SCMP_SYS(openat2), SCMP_SYS(fcntl), SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(statx),
 	SCMP_SYS(fstatfs), SCMP_SYS(readlinkat), SCMP_SYS(pread64), SCMP_SYS(preadv2), SCMP_SYS(pwritev2), SCMP_SYS(lseek),
-	SCMP_SYS(getdents64), SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(syncfs), SCMP_SYS(ftruncate),
+	SCMP_SYS(getdents64), SCMP_SYS(faccessat2), SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(syncfs), SCMP_SYS(ftruncate),
 	SCMP_SYS(fallocate), SCMP_SYS(copy_file_range), SCMP_SYS(flock), SCMP_SYS(fchmodat), SCMP_SYS(fchownat),
 	SCMP_SYS(utimensat), SCMP_SYS(unlinkat), SCMP_SYS(mkdirat), SCMP_SYS(mknodat), SCMP_SYS(symlinkat),
 	SCMP_SYS(linkat), SCMP_SYS(renameat), SCMP_SYS(renameat2), SCMP_SYS(getxattr), SCMP_SYS(setxattr), SCMP_SYS(listxattr),

@@ -99,7 +99,8 @@ static int put_tables(struct server *s, struct fcvm_buf *b, struct state_header 
 		h->nodes++;
 		r = put_node(s, b, i);
 	}
-	for (uint32_t i = 1; i < s->handles.size && !r; i++) {
+	/* Of data.c's the guest does not know. */
+	for (uint32_t i = 1; !data_unopened(s) && i < s->handles.size && !r; i++) {
 		if (handle_at(&s->handles, i)->fd < 0 && !handle_at(&s->handles, i)->lost)
 			continue;
 		h->handles++;
@@ -136,8 +137,6 @@ int state_save(struct server *s, int fd, struct fcvm_err *err)
 	struct fcvm_buf b = {.data = NULL};
 	int r;
 
-	/* Of these the guest does not know. */
-	data_close(s);
 	/* Its place is kept for it. */
 	r = put(&b, &h, sizeof h);
 	if (!r)

@@ -89,6 +89,7 @@ struct handle {
 	uint32_t jobs;  /* that use fd now */
 	int64_t at;     /* of a folder: where the descriptor stands */
 	int64_t used_at; /* when; of those of data.c */
+	bool stays;     /* to write by, and not to be had again: none of data.c's writers any more */
 	bool folder;
 	bool released;  /* close when the last job is done */
 	bool lost;      /* in use without a descriptor: its file was gone when the state was loaded */
@@ -103,7 +104,7 @@ struct handles {
 /* ---- what is not opened by the guest (data.c) ---- */
 
 struct data {
-	uint32_t open, max, hand; /* those to read by, and where the search for those to close goes on */
+	uint32_t open, max, hand; /* those that stay, and where the search for those to close goes on */
 	uint32_t writers;
 	int64_t looked_at; /* the writers, for idle ones */
 };
@@ -314,9 +315,8 @@ enum data_use { DATA_READ, DATA_WRITE, DATA_ANY, DATA_FOLDER };
 /* The handle of a message; of one that has none (0) the node's own, made if need be, and *fh its id. NULL, and errno. */
 struct handle *data_handle(struct server *s, uint64_t ino, uint64_t *fh, enum data_use use);
 void data_made(struct server *s, uint64_t ino, int fd, int flags); /* takes fd, of a file that was made */
-void data_drop(struct server *s, struct node *n);                  /* its handle to read by, unless a job uses it */
-void data_step(struct server *s, bool all);                        /* after each turn: those to write by, if idle */
-void data_close(struct server *s);                                 /* all that no job uses */
+void data_drop(struct server *s, struct node *n, bool writing);    /* those of its handles that stay, unless a job uses them */
+void data_step(struct server *s);                                  /* after each turn: those to write by, if idle */
 
 /* control.c */
 int control_open(struct server *s, int fd);

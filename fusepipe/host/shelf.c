@@ -68,7 +68,7 @@ static bool is_last(struct server *s, const struct node *n)
 static bool shelve(struct server *s, struct node *n)
 {
 	if (n->used_at != s->turn)
-		data_drop(s, n);
+		data_drop(s, n, false);
 	if (n->fd < 0 || !n->known || n->handles || n->owners || n->dev != s->root_dev || n->used_at == s->turn ||
 		is_last(s, n))
 		return false;

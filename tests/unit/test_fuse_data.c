@@ -35,16 +35,21 @@ static int write_file(uint64_t node, uint64_t fh, const char *text)
 	return call(&g, FUSE_WRITE, node, &m, sizeof m.in + strlen(text));
 }
 
-static uint64_t make_file(const char *name)
+static uint64_t make_file_as(const char *name, uint32_t flags, uint32_t mode)
 {
 	struct {
 		struct fuse_create_in in;
 		char name[64];
-	} m = {.in = {.flags = O_RDWR | O_CREAT, .mode = 0755}};
+	} m = {.in = {.flags = flags | O_CREAT, .mode = mode}};
 
 	strcpy(m.name, name);
 	CHECK(call(&g, FUSE_CREATE, 1, &m, sizeof m.in + strlen(name) + 1) == 0);
 	return found(&g);
+}
+
+static uint64_t make_file(const char *name)
+{
+	return make_file_as(name, O_RDWR, 0755);
 }
 
 static void test_no_handles(void)
@@ -114,13 +119,24 @@ static unsigned descriptors(const char *name)
 	return n;
 }
 
+static void forget(uint64_t node, const char *name)
+{
+	struct fuse_forget_in in = {.nlookup = 1};
+	char message[64];
+	size_t size = put(message, 1, FUSE_FORGET, node, &in, sizeof in);
+
+	CHECK(descriptors(name) > 0);
+	CHECK(fcvm_fd_write_full(g.fd, message, size) == 0);
+	for (int64_t until = fcvm_now_ns() + 5000000000; descriptors(name) && fcvm_now_ns() < until;)
+		usleep(1000);
+	CHECK(descriptors(name) == 0);
+	CHECK(read_file(node, 0) == -ESTALE);
+}
+
 /* What is forgotten is closed: a removed file's space is the host's again. */
 static void test_forgotten(void)
 {
-	struct fuse_forget_in forget = {.nlookup = 1};
-	char message[64];
 	uint64_t node;
-	size_t size;
 
 	begin();
 	node = make_file("again");
@@ -128,13 +144,31 @@ static void test_forgotten(void)
 	CHECK(name_call(&g, FUSE_UNLINK, 1, "again") == 0);
 	CHECK(read_file(node, 0) == 0 && !memcmp(g.reply, "text", 4));
 	CHECK(descriptors("/again") >= 2);
-	size = put(message, 1, FUSE_FORGET, node, &forget, sizeof forget);
-	CHECK(fcvm_fd_write_full(g.fd, message, size) == 0);
-	for (int64_t until = fcvm_now_ns() + 5000000000; descriptors("/again") && fcvm_now_ns() < until;)
-		usleep(1000);
-	CHECK(descriptors("/again") == 0);
-	CHECK(read_file(node, 0) == -ESTALE);
+	forget(node, "/again");
 	CHECK(stop(&g) == 0);
+}
+
+/* Made read-only and open to write, as git makes its packs: no user's server could open it again. */
+static void test_made_readonly(void)
+{
+	uint64_t node, others;
+
+	if (geteuid())
+		return;
+	chmod(folder, 0755);
+	chmod(inside, 0777);
+	how.uid = 12345;
+	begin();
+	others = make_file("writable");
+	node = make_file_as("readonly", O_WRONLY, 0444);
+	CHECK(write_file(others, 0, "text") == 0 && write_file(node, 0, "text") == 0);
+	usleep(100000);
+	CHECK(descriptors("/writable") == 1 && descriptors("/readonly") == 2);
+	CHECK(write_file(node, 0, "more") == 0);
+	CHECK(read_file(node, 0) == 0 && !memcmp(g.reply, "more", 4));
+	forget(node, "/readonly");
+	CHECK(stop(&g) == 0);
+	how.uid = 0;
 }
 
 int main(void)
@@ -144,6 +178,7 @@ int main(void)
 	test_no_handles();
 	test_not_busy();
 	test_forgotten();
+	test_made_readonly();
 	fcvm_tree_remove(AT_FDCWD, folder);
 	CHECK_DONE();
 }

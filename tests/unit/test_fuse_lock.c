@@ -182,6 +182,29 @@ static void test_write_only_file(void)
 	how.uid = 0;
 }
 
+/* Open to write in the guest, and not to be opened so again: no lock, and nobody else has it. */
+static void test_made_readonly(void)
+{
+	struct {
+		struct fuse_create_in in;
+		char name[16];
+	} m = {.in = {.flags = O_RDWR | O_CREAT, .mode = 0444}, .name = "made-readonly"};
+	uint64_t fh;
+
+	if (geteuid())
+		return;
+	chmod(inside, 0777);
+	how.uid = 12345;
+	begin("file", false);
+	CHECK(call(&g, FUSE_CREATE, 1, &m, sizeof m.in + strlen(m.name) + 1) == 0);
+	node = found(&g);
+	fh = ((struct fuse_open_out *)(g.reply + sizeof(struct fuse_entry_out)))->fh;
+	CHECK(set_lock(fh, 1, F_WRLCK, 0, 9) == -ENOLCK);
+	CHECK(set_lock(fh, 1, F_RDLCK, 0, 9) == 0);
+	CHECK(stop(&g) == 0);
+	how.uid = 0;
+}
+
 static void interrupt(int fd, uint64_t unique)
 {
 	struct fuse_interrupt_in in = {.unique = unique};
@@ -270,6 +293,7 @@ int main(void)
 	test_running_program();
 	test_modes();
 	test_write_only_file();
+	test_made_readonly();
 	test_interrupts_first();
 	test_interrupt_without_room();
 	fcvm_tree_remove(AT_FDCWD, folder);

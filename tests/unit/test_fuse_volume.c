@@ -319,6 +319,34 @@ static void test_unopened(void)
 	CHECK(!start_with(2, state, (struct fcvm_fuse_volume){.timeout_s = 1}));
 }
 
+/* So does one that has a file open to write, though no user's server could open it again. */
+static void test_unopened_readonly(void)
+{
+	struct fcvm_until until = fcvm_until_ms(10000, -1);
+	struct guest g = {.unique = 100};
+	struct fcvm_volume *v = start_with(0, NULL, (struct fcvm_fuse_volume){.timeout_s = 1, .local_locks = true});
+	struct {
+		struct fuse_create_in in;
+		char name[16];
+	} made = {.in = {.flags = O_WRONLY | O_CREAT, .mode = 0444}, .name = "readonly"};
+	struct {
+		struct fuse_write_in in;
+		char data[8];
+	} write = {.in = {.size = 4}, .data = "text"};
+	uint64_t node;
+
+	CHECK(v && attach(v, &g) == 0 && greeted(&g) && init(&g) == 0);
+	CHECK(call(&g, FUSE_CREATE, 1, &made, sizeof made.in + sizeof "readonly") == 0);
+	node = ((struct fuse_entry_out *)g.reply)->nodeid;
+	CHECK(call(&g, FUSE_WRITE, node, &write, sizeof write.in + 4) == 0);
+	unlink(state);
+	CHECK(pause_it(v, &g) == 0 && fcvm_volume_save(v, state, &until, &err) == 0);
+	CHECK(fcvm_volume_resume(v, &until, &err) == 0 && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(call(&g, FUSE_WRITE, node, &write, sizeof write.in + 4) == 0);
+	fcvm_volume_free(v);
+	hang_up(&g);
+}
+
 /* Locks are held on, those that wait get theirs from the server that goes on. */
 static void test_locks(void)
 {
@@ -639,6 +667,7 @@ int main(void)
 	as_user(test_state);
 	as_user(test_saved_again);
 	test_unopened();
+	as_user(test_unopened_readonly);
 	test_locks();
 	test_bad_state();
 	test_death();
