@@ -17,6 +17,7 @@ enum tail {
 	XATTR_VALUE,  /* an attribute's name and as many bytes as the fixed part's first word says */
 	COUNTED,      /* as many bytes as a word of the fixed part says */
 	FORGETS,      /* as many struct fuse_forget_one as the fixed part's first word says */
+	LOCK,         /* nothing; the fixed part is of a lock, whose range must be one */
 	INIT,         /* of 7.36 and later, or the 16 bytes of earlier ones */
 };
 
@@ -67,9 +68,9 @@ static const struct rule rules[FCVM_FUSE_OPCODES] = {
 	RULE(READDIR, sizeof(struct fuse_read_in), NOTHING, 0),
 	RULE(RELEASEDIR, sizeof(struct fuse_release_in), NOTHING, 0),
 	RULE(FSYNCDIR, sizeof(struct fuse_fsync_in), NOTHING, 0),
-	RULE(GETLK, sizeof(struct fuse_lk_in), NOTHING, 0),
-	RULE(SETLK, sizeof(struct fuse_lk_in), NOTHING, 0),
-	RULE(SETLKW, sizeof(struct fuse_lk_in), NOTHING, 0),
+	RULE(GETLK, sizeof(struct fuse_lk_in), LOCK, 0),
+	RULE(SETLK, sizeof(struct fuse_lk_in), LOCK, 0),
+	RULE(SETLKW, sizeof(struct fuse_lk_in), LOCK, 0),
 	RULE(ACCESS, sizeof(struct fuse_access_in), NOTHING, 0),
 	RULE(CREATE, sizeof(struct fuse_create_in), NAME, EXTENDED),
 	RULE(INTERRUPT, sizeof(struct fuse_interrupt_in), NOTHING, NO_REPLY | NO_NODE),
@@ -149,6 +150,15 @@ static const char *component(const char *p, const char *end)
 	return p[0] == '.' && (!p[1] || (p[1] == '.' && !p[2])) ? NULL : next;
 }
 
+/* As a kernel has it: both ends in it, beneath 2^63. */
+static bool is_range(const char *body)
+{
+	struct fuse_lk_in in;
+
+	memcpy(&in, body, sizeof in);
+	return in.lk.start <= in.lk.end && in.lk.end <= INT64_MAX;
+}
+
 /* Past what follows the fixed part, or NULL if it is not that. */
 static const char *tail(const struct rule *rule, const char *body, const char *end)
 {
@@ -173,6 +183,8 @@ static const char *tail(const struct rule *rule, const char *body, const char *e
 		return (size_t)(end - p) == word_at(body + rule->count_at) ? end : NULL;
 	case FORGETS:
 		return (size_t)(end - p) == (uint64_t)word_at(body) * sizeof(struct fuse_forget_one) ? end : NULL;
+	case LOCK:
+		return is_range(body) ? p : NULL;
 	case INIT:
 		return end - body == sizeof(struct fuse_init_in) || end == p ? end : NULL;
 	}

@@ -82,6 +82,9 @@ static void test_owners(void)
 	CHECK(host_sees(F_WRLCK, 20, 10) == F_UNLCK && host_sees(F_WRLCK, 0, 10) == F_WRLCK);
 	CHECK(flush(b, 1) == 0);
 	CHECK(host_sees(F_WRLCK, 0, 0) == F_UNLCK);
+	/* No range at all, which fcntl(2) would take for one. */
+	CHECK(set_lock(b, 1, F_WRLCK, 10, 4) == -EINVAL && set_lock(b, 1, F_WRLCK, 10, 9) == -EINVAL);
+	CHECK(host_sees(F_WRLCK, 0, 0) == F_UNLCK);
 	CHECK(stop(&g) == 0);
 }
 

@@ -267,6 +267,30 @@ static void test_frames(void)
 	CHECK(!strcmp(fcvm_fuse_opcode_name(53), "COPY_FILE_RANGE_64") && !strcmp(fcvm_fuse_opcode_name(54), "?"));
 }
 
+/* A part of a file begins where it does, and ends there or behind. */
+static void test_lock_ranges(void)
+{
+	static const uint32_t opcodes[] = {FUSE_GETLK, FUSE_SETLK, FUSE_SETLKW};
+	static const uint64_t last = INT64_MAX;
+	static const struct {
+		uint64_t start, end;
+		int verdict;
+	} ranges[] = {
+		{0, 0, 0}, {0, last, 0}, {last, last, 0}, {5, 4, -EINVAL}, {last, 0, -EINVAL}, {0, last + 1, -EINVAL},
+		{~0ULL, ~0ULL, -EINVAL}, {~0ULL, 0, -EINVAL},
+	};
+
+	for (unsigned i = 0; i < 3; i++) {
+		for (unsigned k = 0; k < sizeof ranges / sizeof *ranges; k++) {
+			struct fuse_lk_in in = {.lk = {.start = ranges[k].start, .end = ranges[k].end, .type = 1}};
+			struct message m = make(opcodes[i]);
+
+			memcpy(m.body, &in, sizeof in);
+			CHECK(checked(&m, sizeof in) == ranges[k].verdict);
+		}
+	}
+}
+
 int main(void)
 {
 	test_frames();
@@ -275,6 +299,7 @@ int main(void)
 	test_names();
 	test_two_names();
 	test_counts();
+	test_lock_ranges();
 	test_extensions();
 	CHECK_DONE();
 }
