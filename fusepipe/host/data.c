@@ -3,10 +3,10 @@
  * Files that the guest opens and closes without a word (policy.c: a guest whose locks are its own). Their messages come
  * with no handle; here a node is given one when it is needed: one to read by, which stays, and one to write by.
  *
- * The one to write by is closed when it was not used for a moment: as long as there is one the host cannot execute the file
- * (ETXTBSY), and nobody says when the guest's programs are done with it. One that could not be opened again (git makes its
- * packs read-only, and then writes them) stays instead. Of those that stay there are so many, then those that were not used
- * lately make room: first those to read by.
+ * The one to write by is closed when it was not used for a moment: as long as there is one the host cannot execute the
+ * file (ETXTBSY), and nobody says when the guest's programs are done with it. One that could not be opened again stays
+ * (git makes its packs read-only, and then writes them). Of those that stay there are so many, then those that were not
+ * used lately make room: first those to read by.
  */
 #include <errno.h>
 #include <sys/stat.h>

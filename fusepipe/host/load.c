@@ -131,10 +131,10 @@ static int load_handle(struct loader *l)
 	r = handle_restore(s, in->index, &h);
 	if (r || h.fd < 0 || !in->flock)
 		return r;
+	/* Had or not: see lock_restore(). */
+	handle_at(&s->handles, in->index)->flock = in->flock;
 	if (flock(h.fd, in->flock | LOCK_NB))
 		note(s, "inode %llu: flock: somebody else has it now: the guest's lock is lost", (unsigned long long)n->ino);
-	else
-		handle_at(&s->handles, in->index)->flock = in->flock;
 	return 0;
 }
 

@@ -7,9 +7,9 @@
  * back when the guest flushes for that owner, as close(2) demands.
  *
  * A lock that must wait waits in a list, not in a thread: it is tried again after each batch of requests (one of them
- * may have been the unlock) and every RETRY_MS for the sake of those who hold it elsewhere. So a guest's waiting costs
- * no thread, and an INTERRUPT just takes it off the list. There is no deadlock detection across owners (EDEADLK is
- * one that POSIX permits, not demands).
+ * may have been the unlock) and every LOCK_RETRY_MS (loop.c) for the sake of those who hold it elsewhere. So a guest's
+ * waiting costs no thread, and an INTERRUPT just takes it off the list. There is no deadlock detection across owners
+ * (EDEADLK is one that POSIX permits, not demands).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -49,6 +49,12 @@ static struct lock_owner *make_owner(struct server *s, struct node *n, uint64_t 
 	return o;
 }
 
+static struct flock flock_of(const struct lock_range *r)
+{
+	return (struct flock){.l_type = (short)r->type, .l_whence = SEEK_SET, .l_start = r->start,
+		.l_len = r->end == INT64_MAX ? 0 : r->end - r->start + 1};
+}
+
 /*
  * Opens the file as this kind of lock needs it, no further: whoever has a program open for writing keeps the host from
  * running it. To look (F_UNLCK) any way will do. What an owner has is taken along: it is for reading, so the descriptors
@@ -68,10 +74,9 @@ static int open_owner(struct server *s, struct node *n, struct lock_owner *o, in
 	if (fd < 0)
 		return fd == -EACCES ? -ENOLCK : fd;
 	for (const struct lock_range *r = o->ranges; r; r = r->next) {
-		struct flock lock = {.l_type = (short)r->type, .l_whence = SEEK_SET, .l_start = r->start,
-			.l_len = r->end == INT64_MAX ? 0 : r->end - r->start + 1};
+		struct flock lock = flock_of(r);
 
-		if (fcntl(fd, F_OFD_SETLK, &lock)) {
+		if (!r->lost && fcntl(fd, F_OFD_SETLK, &lock)) {
 			close(fd);
 			return -ENOLCK;
 		}
@@ -102,7 +107,8 @@ static void cut_ranges(struct server *s, struct lock_owner *o, int64_t start, in
 		if (r->end < start || r->start > end) {
 			at = &r->next;
 		} else if (r->start < start && r->end > end) {
-			**spare = (struct lock_range){.next = r->next, .start = end + 1, .end = r->end, .type = r->type};
+			**spare = (struct lock_range){.next = r->next, .start = end + 1, .end = r->end, .type = r->type,
+				.lost = r->lost};
 			r->end = start - 1;
 			r->next = fcvm_steal_ptr(*spare);
 			s->nranges++;
@@ -125,7 +131,7 @@ static void join_ranges(struct server *s, struct lock_owner *o, struct lock_rang
 	struct lock_range **at = &o->ranges, *r;
 
 	while ((r = *at)) {
-		if (r->type != fresh->type ||
+		if (r->type != fresh->type || r->lost != fresh->lost ||
 			!(r->end == fresh->start - 1 || (fresh->end < INT64_MAX && r->start == fresh->end + 1))) {
 			at = &r->next;
 			continue;
@@ -139,15 +145,16 @@ static void join_ranges(struct server *s, struct lock_owner *o, struct lock_rang
 	s->nranges++;
 }
 
-/* The kernel has it so; spares are two ranges, of which what is left over is freed. */
-static void keep_range(struct server *s, struct lock_owner *o, const struct flock *lock, struct lock_range **spares)
+/* The kernel has it so, or not (lost); spares are two ranges, of which what is left over is freed. */
+static void keep_range(struct server *s, struct lock_owner *o, const struct flock *lock, bool lost,
+	struct lock_range **spares)
 {
 	int64_t start = lock->l_start, end = lock->l_len ? start + lock->l_len - 1 : INT64_MAX;
 
 	cut_ranges(s, o, start, end, &spares[0]);
 	if (lock->l_type == F_UNLCK)
 		return;
-	*spares[1] = (struct lock_range){.start = start, .end = end, .type = lock->l_type};
+	*spares[1] = (struct lock_range){.start = start, .end = end, .type = lock->l_type, .lost = lost};
 	join_ranges(s, o, fcvm_steal_ptr(spares[1]));
 }
 
@@ -231,7 +238,8 @@ static void op_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, 
 	fuse_reply_lock(req, lock);
 }
 
-static int set_lock(struct server *s, struct node *n, struct lock_owner *o, const struct flock *lock)
+/* 0, -EAGAIN: another has it, or -errno. The guest takes what is restored for its own, whoever has it. */
+static int set_lock(struct server *s, struct node *n, struct lock_owner *o, const struct flock *lock, bool restored)
 {
 	_cleanup_free_ struct lock_range *first = malloc(sizeof *first), *second = malloc(sizeof *second);
 	struct lock_range *spares[] = {first, second};
@@ -245,11 +253,13 @@ static int set_lock(struct server *s, struct node *n, struct lock_owner *o, cons
 	if (r)
 		return r;
 	if (fcntl(o->fd, F_OFD_SETLK, &own))
-		return errno == EACCES ? -EAGAIN : -errno;
-	keep_range(s, o, &own, spares);
+		r = errno == EACCES ? -EAGAIN : -errno;
+	if (r && !(restored && r == -EAGAIN))
+		return r;
+	keep_range(s, o, &own, r != 0, spares);
 	first = spares[0];
 	second = spares[1];
-	return 0;
+	return r;
 }
 
 /* Whether the handle is open for what such a lock is about. */
@@ -274,7 +284,7 @@ static int try_posix(struct server *s, struct node *n, uint64_t handle, uint64_t
 	o = make_owner(s, n, handle, owner, &r);
 	if (!o)
 		return r;
-	r = set_lock(s, n, o, lock);
+	r = set_lock(s, n, o, lock, false);
 	if (!r && lock->l_type != F_UNLCK)
 		o->pid = (uint32_t)lock->l_pid;
 	return r;
@@ -436,10 +446,9 @@ int lock_restore(struct server *s, struct node *n, const struct lock_owner *from
 		return r;
 	o->pid = from->pid;
 	for (const struct lock_range *at = from->ranges; at; at = at->next) {
-		struct flock lock = {.l_type = (short)at->type, .l_whence = SEEK_SET, .l_start = at->start,
-			.l_len = at->end == INT64_MAX ? 0 : at->end - at->start + 1};
+		struct flock lock = flock_of(at);
 
-		r = set_lock(s, n, o, &lock);
+		r = set_lock(s, n, o, &lock, true);
 		if (r && r != -EAGAIN)
 			return r;
 		lost |= r != 0;

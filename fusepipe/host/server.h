@@ -93,7 +93,7 @@ struct handle {
 	bool folder;
 	bool released;  /* close when the last job is done */
 	bool lost;      /* in use without a descriptor: its file was gone when the state was loaded */
-	uint8_t flock;  /* LOCK_SH, LOCK_EX: held; 0 */
+	uint8_t flock;  /* LOCK_SH, LOCK_EX: held, or taken for held by the guest (see lock_range); 0 */
 };
 
 struct handles {
@@ -163,6 +163,7 @@ struct lock_range {
 	struct lock_range *next;
 	int64_t start, end;
 	int type;
+	bool lost; /* the guest takes it for its own, and somebody had it when the state was loaded */
 };
 
 struct lock_owner {
@@ -315,7 +316,7 @@ enum data_use { DATA_READ, DATA_WRITE, DATA_ANY, DATA_FOLDER };
 /* The handle of a message; of one that has none (0) the node's own, made if need be, and *fh its id. NULL, and errno. */
 struct handle *data_handle(struct server *s, uint64_t ino, uint64_t *fh, enum data_use use);
 void data_made(struct server *s, uint64_t ino, int fd, int flags); /* takes fd, of a file that was made */
-void data_drop(struct server *s, struct node *n, bool writing);    /* those of its handles that stay, unless a job uses them */
+void data_drop(struct server *s, struct node *n, bool writing);    /* what stays of its handles and no job uses */
 void data_step(struct server *s);                                  /* after each turn: those to write by, if idle */
 
 /* control.c */
@@ -419,7 +420,7 @@ void stream_trim(struct stream *st);
 bool stream_control(struct stream *st, int32_t code, const void *body, size_t size);
 
 /* lock.c */
-/* What an owner had; 1: not all, somebody else has it. */
+/* What an owner had; 1: not all, somebody else has it. That is saved again, for a server that finds it free. */
 int lock_restore(struct server *s, struct node *n, const struct lock_owner *from);
 void lock_owner_gone(struct server *s, struct node *n, uint64_t owner);
 void lock_handle_gone(struct server *s, struct node *n, uint64_t handle);

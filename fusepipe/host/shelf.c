@@ -5,10 +5,11 @@
  * file handle (name_to_handle_at(2)) when they are. A handle names one file for ever: if that was removed it is stale,
  * though its inode number be in use again.
  *
- * Opening by a handle goes past the folder's walls, so those that come out of a saved state are not taken on trust: what
- * they open has to be found beneath the folder. It takes CAP_DAC_READ_SEARCH and a file system that has them; elsewhere
- * nothing is shelved, nor are files with open handles or locks, those that may be open without a name, and those on file
- * systems mounted beneath. Of such a guest may know as many as there are descriptors for, further ones are refused (ENFILE).
+ * Opening by a handle goes past the folder's walls, so those that come out of a saved state are not taken on trust:
+ * what they open has to be found beneath the folder. It takes CAP_DAC_READ_SEARCH and a file system that has them;
+ * elsewhere nothing is shelved, nor are files with open handles or locks, those that may be open without a name, and
+ * those on file systems mounted beneath. Of such a guest may know as many as there are descriptors for, further ones
+ * are refused (ENFILE).
  */
 #include <errno.h>
 #include <limits.h>

@@ -109,7 +109,8 @@ static void test_removed_but_open(void)
 	} m = {.in = {.size = 4}, .data = "text"};
 	uint64_t node, dir;
 
-	begin((struct server_how){.first = few_descriptors}, (struct fcvm_fuse_volume){.timeout_s = 1, .local_locks = true});
+	begin((struct server_how){.first = few_descriptors},
+		(struct fcvm_fuse_volume){.timeout_s = 1, .local_locks = true});
 	dir = make_folder("removed");
 	node = create(1, "unlinked");
 	CHECK(call(&g, FUSE_WRITE, node, &m, sizeof m.in + 4) == 0);
@@ -128,8 +129,8 @@ static unsigned descriptors_of_root(void)
 
 	CHECK(!stat(inside, &root));
 	for (int fd = 0; fd < FEW; fd++)
-		n += !stat((snprintf(path, sizeof path, "/proc/%d/fd/%d", g.server, fd), path), &st) && st.st_ino == root.st_ino &&
-			st.st_dev == root.st_dev;
+		n += !stat((snprintf(path, sizeof path, "/proc/%d/fd/%d", g.server, fd), path), &st) &&
+			st.st_ino == root.st_ino && st.st_dev == root.st_dev;
 	return n;
 }
 

@@ -399,6 +399,10 @@ static void test_locks(void)
 	v = start(3, state);
 	CHECK(v && attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
 	CHECK(read_node(&g, file, fh) == 0);
+	/* But what the guest takes for its own is saved again, for one that finds it free. */
+	CHECK(pause_it(v, &g) == 0);
+	unlink(state);
+	CHECK(fcvm_volume_save(v, state, &until, &err) == 0);
 	fcvm_volume_free(v);
 	{
 		char *text = NULL;
@@ -407,6 +411,17 @@ static void test_locks(void)
 			strstr(text, "POSIX lock: somebody else"));
 		free(text);
 	}
+	hang_up(&g);
+	close(fd);
+	fd = open(path_to("file"), O_RDWR | O_CLOEXEC);
+	v = start(1, state);
+	CHECK(v && attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK);
+	for (unsigned i = 0; i < 30; i++) {
+		mine = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = i, .l_len = 1};
+		CHECK(!fcntl(fd, F_OFD_GETLK, &mine) && (mine.l_type == F_UNLCK) == (i >= 10));
+	}
+	fcvm_volume_free(v);
 	hang_up(&g);
 	close(fd);
 }
