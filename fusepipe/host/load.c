@@ -210,6 +210,14 @@ static int replay_init(struct loader *l)
 	return s->init_flags == l->header->init_flags ? 0 : -EPROTO;
 }
 
+/* By a path alone a node is found only for as long as nothing is renamed. What is gone says so when it is asked for. */
+static void open_placed(struct server *s)
+{
+	for (uint32_t i = FUSE_ROOT_ID + 1; i < s->nodes.size; i++)
+		if (node_at(&s->nodes, i)->known && !node_at(&s->nodes, i)->shelved)
+			node_path(s, node_at(&s->nodes, i));
+}
+
 static int load(struct loader *l)
 {
 	static int (*const parts[])(struct loader *) = {load_node, load_handle, load_owner, load_waiter};
@@ -222,8 +230,10 @@ static int load(struct loader *l)
 	for (unsigned part = 0; part < 4 && !r; part++) {
 		for (uint32_t i = 0; i < counts[part] && !r; i++)
 			r = parts[part](l);
-		if (part == 0)
+		if (part == 0) {
 			nodes_restored(l->s);
+			open_placed(l->s);
+		}
 		if (part == 1)
 			handles_restored(l->s);
 	}

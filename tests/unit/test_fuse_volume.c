@@ -259,6 +259,30 @@ static void test_state(void)
 	hang_up(&g);
 }
 
+/* What the guest knows of is what it was, whatever becomes of its path after the server went on. */
+static void test_moved_later(void)
+{
+	struct fuse_getattr_in attr = {.getattr_flags = 0};
+	struct {
+		struct fuse_rename_in in;
+		char names[16];
+	} move = {.in = {.newdir = 1}, .names = "from\0to"};
+	struct guest g;
+	struct fcvm_volume *v;
+	uint64_t inner;
+
+	mkdir(path_to("from"), 0755);
+	mkdir(path_to("from/inner"), 0755);
+	write_file("from/inner/file", "text");
+	v = begin(&g, 0);
+	inner = look_up(&g, look_up(&g, 1, "from"), "inner");
+	v = go_on_elsewhere(v, &g);
+	CHECK(call(&g, FUSE_RENAME, 1, &move, sizeof move.in + 8) == 0);
+	CHECK(call(&g, FUSE_GETATTR, inner, &attr, sizeof attr) == 0 && look_up(&g, inner, "file"));
+	fcvm_volume_free(v);
+	hang_up(&g);
+}
+
 /* A server that goes on from a state is itself saved and goes on: what nobody touched meanwhile is still there. */
 static void test_saved_again(void)
 {
@@ -681,6 +705,8 @@ int main(void)
 	test_saved_again();
 	as_user(test_state);
 	as_user(test_saved_again);
+	test_moved_later();
+	as_user(test_moved_later);
 	test_unopened();
 	as_user(test_unopened_readonly);
 	test_locks();
