@@ -3,7 +3,7 @@
  * The one place that decides which operations the guest sends at all, and what a reply lets it keep.
  *
  * Now: plain time-outs for names and attributes, contents kept from open to open while the file's time and size stay
- * the same, nothing else.
+ * the same (as git tells: not by a time that is too new), nothing else.
  *
  * A handle carries flock locks, a flush gives POSIX locks back: so a guest tells of every opening and closing. Not one whose
  * locks are its own: OPEN, OPENDIR and FLUSH are answered ENOSYS, once, and it sends none of them again, nor RELEASE
@@ -11,9 +11,12 @@
  */
 #include <errno.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "fusepipe/abi.h"
 #include "fusepipe/host/server.h"
+
+enum { TICK_NS = 20 * 1000 * 1000 }; /* and more than one, wherever it is 10 ms */
 
 /* Without these the protocol has other messages than fcvm_fuse_validate() knows. */
 static const uint64_t needed = FUSE_BIG_WRITES | FUSE_MAX_PAGES | FUSE_SETXATTR_EXT | FUSE_HANDLE_KILLPRIV_V2;
@@ -50,6 +53,17 @@ double policy_attr_timeout(const struct server *s)
 	return s->volume.timeout_s;
 }
 
+/* Whatever is written now may leave a file with this time: the clock of a file's times has ticks. */
+static bool is_recent(const struct timespec *mtime)
+{
+	struct timespec ago;
+
+	clock_gettime(CLOCK_REALTIME, &ago);
+	ago.tv_sec -= ago.tv_nsec < TICK_NS;
+	ago.tv_nsec += ago.tv_nsec < TICK_NS ? 1000000000 - TICK_NS : -TICK_NS;
+	return mtime->tv_sec > ago.tv_sec || (mtime->tv_sec == ago.tv_sec && mtime->tv_nsec > ago.tv_nsec);
+}
+
 int policy_open(struct server *s, struct node *n, int fd, bool *ret_keep_cache)
 {
 	struct stat st;
@@ -65,7 +79,7 @@ int policy_open(struct server *s, struct node *n, int fd, bool *ret_keep_cache)
 		return -ESTALE;
 	same = n->kept_size == st.st_size && n->kept_mtime.tv_sec == st.st_mtim.tv_sec &&
 		n->kept_mtime.tv_nsec == st.st_mtim.tv_nsec;
-	n->kept_size = st.st_size;
+	n->kept_size = is_recent(&st.st_mtim) ? -1 : st.st_size;
 	n->kept_mtime = st.st_mtim;
 	*ret_keep_cache = same && s->volume.timeout_s > 0;
 	return 0;

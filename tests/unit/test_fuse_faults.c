@@ -2,6 +2,7 @@
 /* The volume's server: what went wrong once. */
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <time.h>
 
 #include "test_fuse_serve.h"
 
@@ -234,6 +235,45 @@ static void test_file_size_limit(void)
 	how = (struct server_how){.uid = 0};
 }
 
+/* Opened; whether the guest may keep the pages that it has of it. */
+static bool may_keep(struct guest *g, uint64_t node)
+{
+	struct fuse_open_in in = {.flags = O_RDONLY};
+
+	CHECK(call(g, FUSE_OPEN, node, &in, sizeof in) == 0);
+	return ((struct fuse_open_out *)g->reply)->open_flags & FOPEN_KEEP_CACHE;
+}
+
+/* The clock of a file's times stands still for some ms: what was written just now may be written again unseen. */
+static void test_same_tick(void)
+{
+	struct timespec old[2] = {{.tv_sec = 1000000}, {.tv_sec = 1000000}}, written[2];
+	char path[128];
+	struct guest g;
+	uint64_t node;
+	int fd;
+
+	make_file("ticks", geteuid(), 0600);
+	fd = open((snprintf(path, sizeof path, "%s/ticks", inside), path), O_RDWR | O_CLOEXEC);
+	CHECK(fd >= 0 && !futimens(fd, old));
+	start(&g, &plain);
+	CHECK(init(&g) == 0);
+	node = made_node(&g, "ticks");
+	CHECK(!may_keep(&g, node) && may_keep(&g, node));
+	/* A tick of a second, for the sake of machines that are busy. */
+	clock_gettime(CLOCK_REALTIME, written);
+	written[0].tv_sec++;
+	written[1] = written[0];
+	CHECK(pwrite(fd, "once", 4, 0) == 4 && !futimens(fd, written));
+	CHECK(!may_keep(&g, node));
+	CHECK(pwrite(fd, "then", 4, 0) == 4 && !futimens(fd, written));
+	CHECK(!may_keep(&g, node));
+	usleep(1100000);
+	CHECK(!may_keep(&g, node) && may_keep(&g, node));
+	close(fd);
+	CHECK(stop(&g) == 0);
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -243,6 +283,7 @@ int main(void)
 	test_proc();
 	test_no_threads();
 	test_file_size_limit();
+	test_same_tick();
 	fcvm_tree_remove(AT_FDCWD, folder);
 	CHECK_DONE();
 }
