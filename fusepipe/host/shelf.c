@@ -26,6 +26,8 @@ enum {
 	BATCH = 16, /* one in so many of those that may be open is closed at a time */
 };
 
+/* ---- file handles ---- */
+
 struct full_handle {
 	struct file_handle h;
 	unsigned char bytes[MAX_HANDLE_SZ];
@@ -37,6 +39,19 @@ static bool handle_of(int fd, struct full_handle *ret)
 
 	*ret = (struct full_handle){.h.handle_bytes = MAX_HANDLE_SZ};
 	return name_to_handle_at(fd, "", &ret->h, &mount, AT_EMPTY_PATH) == 0;
+}
+
+struct file_handle *shelf_handle(int fd)
+{
+	struct full_handle h;
+	struct file_handle *ret;
+
+	if (!handle_of(fd, &h))
+		return NULL;
+	ret = malloc(sizeof h.h + h.h.handle_bytes);
+	if (ret)
+		memcpy(ret, &h, sizeof h.h + h.h.handle_bytes);
+	return ret;
 }
 
 void shelf_open(struct server *s, int root_fd)
@@ -57,6 +72,8 @@ void shelf_open(struct server *s, int root_fd)
 	s->shelf = again < 0 ? fcvm_close(fd) : fd;
 	fcvm_close(again);
 }
+
+/* ---- making room ---- */
 
 /* Without a name, and the guest may have it open without a word (data.c): it would end with its last descriptor. */
 static bool is_last(struct server *s, const struct node *n)
@@ -101,20 +118,7 @@ int shelf_make_room(struct server *s)
 	return t->open < t->max_open ? 0 : -ENFILE;
 }
 
-/* ---- files of a state that was loaded ---- */
-
-struct file_handle *shelf_handle(int fd)
-{
-	struct full_handle h;
-	struct file_handle *ret;
-
-	if (!handle_of(fd, &h))
-		return NULL;
-	ret = malloc(sizeof h.h + h.h.handle_bytes);
-	if (ret)
-		memcpy(ret, &h, sizeof h.h + h.h.handle_bytes);
-	return ret;
-}
+/* ---- places: where files of a saved state were ---- */
 
 /* Where an open file is beneath the root, as the kernel tells it now. "": nowhere that is known. */
 static void path_of(struct server *s, int fd, char *to, size_t size)
@@ -207,6 +211,8 @@ static int take_place(struct server *s, struct node *n)
 	fcvm_close(fd);
 	return fd >= 0 || fd == -ENOENT || fd == -ENOTDIR ? -ESTALE : fd;
 }
+
+/* ---- opening again, by the one or the other ---- */
 
 int shelf_take(struct server *s, struct node *n)
 {
