@@ -156,9 +156,9 @@ static void retire(struct server *s, uint32_t index)
 	struct node *n = node_at(&s->nodes, h->node);
 
 	if (n->lookups && faccessat(n->fd, "", W_OK, AT_EACCESS | AT_EMPTY_PATH)) {
-		h->stays = true;
 		if (s->data.open >= s->data.max)
 			make_room(s);
+		h->stays = true;
 		s->data.open++;
 	} else {
 		n->writing = 0;

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* A guest whose locks are its own opens and closes nothing by messages: what its server then does by itself. */
+#include <sys/resource.h>
+
 #include "base/until.h"
 #include "test_fuse_serve.h"
 
@@ -171,6 +173,41 @@ static void test_made_readonly(void)
 	how.uid = 0;
 }
 
+static void few_descriptors(void)
+{
+	setrlimit(RLIMIT_NOFILE, &(struct rlimit){.rlim_cur = 320, .rlim_max = 320});
+}
+
+/* There may be more of them than descriptors: those not used lately are given up. */
+static void test_many_made_readonly(void)
+{
+	struct {
+		uint64_t node;
+		char name[16];
+	} files[150];
+	unsigned open_now = 0;
+
+	if (geteuid())
+		return;
+	how = (struct server_how){.uid = 12345, .first = few_descriptors};
+	begin();
+	for (unsigned i = 0; i < 150; i++) {
+		snprintf(files[i].name, sizeof files[i].name, "many-%u", i);
+		files[i].node = make_file_as(files[i].name, O_WRONLY, 0444);
+		if (i % 10 == 9)
+			usleep(30000);
+	}
+	usleep(100000);
+	for (unsigned i = 0; i < 150; i++)
+		open_now += write_file(files[i].node, 0, "text") == 0;
+	CHECK(open_now > 20 && open_now < 40);
+	CHECK(write_file(files[149].node, 0, "text") == 0);
+	for (unsigned i = 0; i < 150; i++)
+		CHECK(read_file(files[i].node, 0) == 0);
+	CHECK(stop(&g) == 0);
+	how = (struct server_how){.uid = 0};
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -179,6 +216,7 @@ int main(void)
 	test_not_busy();
 	test_forgotten();
 	test_made_readonly();
+	test_many_made_readonly();
 	fcvm_tree_remove(AT_FDCWD, folder);
 	CHECK_DONE();
 }
