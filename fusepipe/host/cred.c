@@ -35,6 +35,11 @@ static bool map(const struct fcvm_fuse_ids *ids, unsigned n, uint32_t id, bool t
 	return false;
 }
 
+bool cred_mapped(const struct server *s)
+{
+	return s->volume.nuids || s->volume.ngids;
+}
+
 uint32_t uid_to_guest(const struct server *s, uint32_t uid)
 {
 	uint32_t id;

@@ -167,7 +167,15 @@ static void op_statfs(fuse_req_t req, fuse_ino_t ino)
 
 /* ---- extended attributes: by path only, so by way of /proc/self/fd ---- */
 
-/* 0 with the path, or -errno. An ACL holds ids: not where those are translated. */
+/* An ACL holds ids, and what a file's capabilities permit counts on the host: not where ids are translated. */
+static bool is_refused(const struct server *s, const char *name)
+{
+	if (!strncmp(name, "system.posix_acl_", 17))
+		return !(s->init_flags & FUSE_POSIX_ACL);
+	return cred_mapped(s) && !strcmp(name, "security.capability");
+}
+
+/* 0 with the path, or -errno. */
 static int xattr_path(struct server *s, uint64_t ino, const char *name, char path[static 16])
 {
 	struct node *n = node_get(s, ino);
@@ -175,50 +183,44 @@ static int xattr_path(struct server *s, uint64_t ino, const char *name, char pat
 
 	if (fd < 0)
 		return fd;
-	if (name && !(s->init_flags & FUSE_POSIX_ACL) && !strncmp(name, "system.posix_acl_", 17))
+	if (name && is_refused(s, name))
 		return -EOPNOTSUPP;
 	snprintf(path, 16, "%d", fd);
 	return 0;
 }
 
-static void reply_xattr(fuse_req_t req, ssize_t n, const void *value, size_t room)
+/* An attribute's value; NULL: their names. */
+static void read_xattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
+	struct server *s = server_of(req);
+	void *to = stream_payload(s->current);
+	char path[16];
+	int r = xattr_path(s, ino, name, path);
+	ssize_t n;
+
+	if (r) {
+		fuse_reply_err(req, -r);
+		return;
+	}
+	if (size > XATTR_MAX)
+		size = XATTR_MAX;
+	n = name ? getxattr(path, name, size ? to : NULL, size) : listxattr(path, size ? to : NULL, size);
 	if (n < 0)
 		fuse_reply_err(req, errno);
-	else if (!room)
+	else if (!size)
 		fuse_reply_xattr(req, n);
 	else
-		fuse_reply_buf(req, value, n);
+		fuse_reply_buf(req, to, n);
 }
 
 static void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-	struct server *s = server_of(req);
-	void *value = stream_payload(s->current);
-	char path[16];
-	int r = xattr_path(s, ino, name, path);
-
-	if (size > XATTR_MAX)
-		size = XATTR_MAX;
-	if (r)
-		fuse_reply_err(req, -r);
-	else
-		reply_xattr(req, getxattr(path, name, size ? value : NULL, size), value, size);
+	read_xattr(req, ino, name, size);
 }
 
 static void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
-	struct server *s = server_of(req);
-	void *value = stream_payload(s->current);
-	char path[16];
-	int r = xattr_path(s, ino, NULL, path);
-
-	if (size > XATTR_MAX)
-		size = XATTR_MAX;
-	if (r)
-		fuse_reply_err(req, -r);
-	else
-		reply_xattr(req, listxattr(path, size ? value : NULL, size), value, size);
+	read_xattr(req, ino, NULL, size);
 }
 
 static void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)

@@ -38,7 +38,7 @@ uint64_t policy_init_flags(const struct server *s, uint64_t offered)
 		flags |= unopened;
 
 	/* ACLs hold ids, which are not translated: with a map of ids there are none. */
-	if (!s->volume.nuids && !s->volume.ngids)
+	if (!cred_mapped(s))
 		flags |= FUSE_POSIX_ACL;
 	return (offered & needed) == needed ? flags & offered : 0;
 }

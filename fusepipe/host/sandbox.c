@@ -57,43 +57,36 @@ static void descriptors(struct server *s)
 	fcvm_close(fd);
 }
 
-/* The mount at the current folder as the root, and nothing else. */
-static int take_root(void)
+/* The tree on top of the root is the root. */
+static int take_root(int tree)
 {
+	if (move_mount(tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) || fchdir(tree))
+		return -errno;
 	if (syscall(SYS_pivot_root, ".", ".") == 0)
 		return umount2(".", MNT_DETACH) ? -errno : 0;
-	/* An initramfs, as a lab has it, cannot be left; but it can be covered. */
-	if (errno != EINVAL || mount(".", "/", NULL, MS_MOVE, NULL) || chroot("."))
-		return -errno;
-	return 0;
+	/* An initramfs, as a lab has it, cannot be left: it stays, covered. */
+	return errno != EINVAL || chroot(".") ? -errno : 0;
 }
 
 /* Makes the folder the root of a mount namespace. */
 static int own_root(struct server *s)
 {
 	struct mount_attr attr = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC};
-	_cleanup_close_ int folder = -1, tree = -1;
+	_cleanup_close_ int tree = -1;
 	int r;
 
 	if (s->volume.devices)
 		attr.attr_set &= ~(uint64_t)MOUNT_ATTR_NODEV;
 	if (s->volume.readonly)
 		attr.attr_set |= MOUNT_ATTR_RDONLY;
-	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+	/* Not private: what the host unmounts would live on here, in use by nobody whom the host knows of. */
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
 		return -errno;
-	/* Not a descriptor from before: that would belong to the other namespace's mount. */
-	folder = open(s->volume.folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (folder < 0)
-		return -errno;
-	tree = open_tree(folder, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+	/* By its path: a descriptor from before belongs to the other namespace's mount. */
+	tree = open_tree(AT_FDCWD, s->volume.folder, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 	if (tree < 0 || mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof attr))
 		return -errno;
-	/* On top of the folder itself, for want of another place that is certainly there. */
-	if (fchdir(folder) || move_mount(tree, "", AT_FDCWD, ".", MOVE_MOUNT_F_EMPTY_PATH))
-		return -errno;
-	if (fchdir(tree))
-		return -errno;
-	r = take_root();
+	r = take_root(tree);
 	return r ? r : chdir("/") ? -errno : 0;
 }
 
@@ -136,7 +129,9 @@ static int capabilities(struct server *s)
 		return -EPERM;
 	mknod_too = s->volume.devices && capng_have_capability(CAPNG_EFFECTIVE, CAP_MKNOD);
 	for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; i++)
-		have[i] = s->privileged && capng_have_capability(CAPNG_EFFECTIVE, wanted[i]);
+		have[i] = s->privileged && capng_have_capability(CAPNG_EFFECTIVE, wanted[i]) &&
+			/* What it permits counts on the host whoever has set it. */
+			!(wanted[i] == CAP_SETFCAP && cred_mapped(s));
 	capng_clear(CAPNG_SELECT_ALL);
 	for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; i++)
 		if (have[i])
@@ -158,8 +153,9 @@ int sandbox_enter(struct server *s, int *ret_root, struct fcvm_err *err)
 	folder = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (folder < 0)
 		return fcvm_fail_errno(err, -errno, "volume %s: open", path);
-	/* By way of it a descriptor is opened again; out of sight once the root is another. */
-	self = open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	/* By way of it a descriptor is opened again. As root a mount that hangs nowhere, which ".." does not lead out of. */
+	self = s->privileged ? open_tree(AT_FDCWD, "/proc/self/fd", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)
+			     : open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (self < 0)
 		return fcvm_fail_errno(err, -errno, "volume %s: open /proc/self/fd (is /proc mounted?)", path);
 	descriptors(s);
@@ -190,12 +186,11 @@ static const int calls[] = {
 	SCMP_SYS(futex), SCMP_SYS(clone), SCMP_SYS(clone3), SCMP_SYS(set_robust_list), SCMP_SYS(rseq), SCMP_SYS(exit),
 	SCMP_SYS(exit_group), SCMP_SYS(mmap), SCMP_SYS(munmap), SCMP_SYS(mprotect), SCMP_SYS(mremap), SCMP_SYS(madvise),
 	SCMP_SYS(brk), SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn), SCMP_SYS(restart_syscall), SCMP_SYS(getrandom),
-	SCMP_SYS(sched_yield), SCMP_SYS(sched_getaffinity), SCMP_SYS(prlimit64), SCMP_SYS(getpid), SCMP_SYS(gettid),
-	SCMP_SYS(tgkill), SCMP_SYS(clock_gettime),
+	SCMP_SYS(sched_yield), SCMP_SYS(sched_getaffinity), SCMP_SYS(getpid), SCMP_SYS(gettid), SCMP_SYS(clock_gettime),
 	/* its owner's commands and their replies */
 	SCMP_SYS(recvmsg), SCMP_SYS(sendto),
 	/* files; glibc makes renameat of renameat2 without flags */
-	SCMP_SYS(openat), SCMP_SYS(openat2), SCMP_SYS(fcntl), SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(statx),
+	SCMP_SYS(openat), SCMP_SYS(openat2), SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(statx),
 	SCMP_SYS(fstatfs), SCMP_SYS(readlinkat), SCMP_SYS(pread64), SCMP_SYS(preadv2), SCMP_SYS(pwritev2), SCMP_SYS(lseek),
 	SCMP_SYS(getdents64), SCMP_SYS(faccessat2), SCMP_SYS(fsync), SCMP_SYS(fdatasync), SCMP_SYS(syncfs), SCMP_SYS(ftruncate),
 	SCMP_SYS(fallocate), SCMP_SYS(copy_file_range), SCMP_SYS(flock), SCMP_SYS(fchmodat), SCMP_SYS(fchownat),
@@ -206,9 +201,30 @@ static const int calls[] = {
 	SCMP_SYS(umask), SCMP_SYS(setfsuid), SCMP_SYS(setfsgid), SCMP_SYS(capget), SCMP_SYS(capset),
 };
 
+/* Those of which some uses reach other processes, or are not known: with this argument only. */
+static int allow_some(scmp_filter_ctx filter)
+{
+	const struct {
+		int call;
+		unsigned argument;
+		uint64_t value;
+	} some[] = {
+		{SCMP_SYS(ioctl), 1, FS_IOC_GETFLAGS}, {SCMP_SYS(ioctl), 1, FS_IOC_SETFLAGS},
+		{SCMP_SYS(ioctl), 1, FS_IOC_FSGETXATTR}, {SCMP_SYS(ioctl), 1, FS_IOC_FSSETXATTR},
+		{SCMP_SYS(fcntl), 1, F_DUPFD_CLOEXEC}, {SCMP_SYS(fcntl), 1, F_GETFL}, {SCMP_SYS(fcntl), 1, F_SETFL},
+		{SCMP_SYS(fcntl), 1, F_OFD_GETLK}, {SCMP_SYS(fcntl), 1, F_OFD_SETLK},
+		{SCMP_SYS(prlimit64), 0, 0}, {SCMP_SYS(tgkill), 0, (uint64_t)getpid()},
+	};
+	int r = 0;
+
+	for (unsigned i = 0; i < sizeof some / sizeof *some && !r; i++)
+		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, some[i].call, 1,
+			SCMP_CMP(some[i].argument, SCMP_CMP_EQ, some[i].value));
+	return r;
+}
+
 int sandbox_confine(struct server *s, struct fcvm_err *err)
 {
-	static const unsigned long ioctls[] = {FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR};
 	scmp_filter_ctx filter;
 	int r = 0;
 
@@ -221,8 +237,8 @@ int sandbox_confine(struct server *s, struct fcvm_err *err)
 		return fcvm_fail(err, -ENOMEM, "volume %s: system call filter: out of memory", s->volume.folder);
 	for (unsigned i = 0; i < sizeof calls / sizeof *calls && !r; i++)
 		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
-	for (unsigned i = 0; i < sizeof ioctls / sizeof *ioctls && !r; i++)
-		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, ioctls[i]));
+	if (!r)
+		r = allow_some(filter);
 	/* A tree of comparisons: the list is long, and each call walks it. */
 	if (!r)
 		r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);

@@ -365,6 +365,7 @@ void cred_take(struct server *s, const struct fuse_ctx *caller); /* creations ar
 void cred_fsetid(struct server *s, bool on);                     /* whether set-id bits survive what comes */
 bool cred_powers(struct server *s, bool on);                      /* false: what the caller's ids alone permit; true: all again */
 bool cred_thread_fsetid(bool on);                                 /* the same for a thread of the pool */
+bool cred_mapped(const struct server *s); /* ids are translated, so the guest's root is none of the host's */
 uint32_t uid_to_guest(const struct server *s, uint32_t uid);
 uint32_t gid_to_guest(const struct server *s, uint32_t gid);
 bool uid_to_host(const struct server *s, uint32_t uid, uint32_t *ret);
