@@ -30,7 +30,8 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
 	/* What libfuse has to believe in; the reply's flags are policy_init_flags()'. */
 	conn->want = conn->capable & (FUSE_CAP_POSIX_LOCKS | FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_ASYNC_READ |
-		FUSE_CAP_DONT_MASK | FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO);
+		FUSE_CAP_DONT_MASK | FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
+		FUSE_CAP_IOCTL_DIR);
 	conn->max_write = FCVM_FUSE_MAX_DATA;
 	conn->max_background = MAX_BACKGROUND;
 	conn->congestion_threshold = MAX_BACKGROUND * 3 / 4;

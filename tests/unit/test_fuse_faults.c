@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The volume's server: what went wrong once. */
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -274,6 +276,42 @@ static void test_same_tick(void)
 	CHECK(stop(&g) == 0);
 }
 
+/* lsattr and chattr of a folder. */
+static void test_folder_flags(void)
+{
+	struct fuse_open_in in = {.flags = O_RDONLY};
+	struct {
+		struct fuse_ioctl_in in;
+		int flags;
+	} m = {.in = {.flags = FUSE_IOCTL_DIR, .cmd = FS_IOC_GETFLAGS, .out_size = sizeof(int)}};
+	const char *got;
+	char path[128];
+	struct guest g;
+	int flags = 0, fd, r;
+	uint64_t dir;
+
+	snprintf(path, sizeof path, "%s/dir", inside);
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	r = ioctl(fd, FS_IOC_GETFLAGS, &flags) ? -errno : 0;
+	start(&g, &plain);
+	CHECK(init(&g) == 0);
+	dir = made_node(&g, "dir");
+	CHECK(call(&g, FUSE_OPENDIR, dir, &in, sizeof in) == 0);
+	m.in.fh = opened(&g);
+	CHECK(call(&g, FUSE_IOCTL, dir, &m, sizeof m.in) == r);
+	got = g.reply + sizeof(struct fuse_ioctl_out);
+	CHECK(r || !memcmp(got, &flags, sizeof flags));
+	if (!r) {
+		flags |= FS_NODUMP_FL;
+		m.in = (struct fuse_ioctl_in){.fh = m.in.fh, .flags = FUSE_IOCTL_DIR, .cmd = FS_IOC_SETFLAGS, .in_size = sizeof(int)};
+		m.flags = flags;
+		CHECK(call(&g, FUSE_IOCTL, dir, &m, sizeof m.in + sizeof m.flags) == 0);
+		CHECK(!ioctl(fd, FS_IOC_GETFLAGS, &flags) && flags & FS_NODUMP_FL);
+	}
+	close(fd);
+	CHECK(stop(&g) == 0);
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -284,6 +322,7 @@ int main(void)
 	test_no_threads();
 	test_file_size_limit();
 	test_same_tick();
+	test_folder_flags();
 	fcvm_tree_remove(AT_FDCWD, folder);
 	CHECK_DONE();
 }
