@@ -203,7 +203,9 @@ static bool retries(const struct server *s)
 
 static int wait_ms(const struct server *s)
 {
-	return retries(s) ? LOCK_RETRY_MS : s->data.writers ? WRITERS_MS : used(s) ? TRIM_MS : -1;
+	int ms = retries(s) ? LOCK_RETRY_MS : s->data.writers ? WRITERS_MS : used(s) ? TRIM_MS : -1, sync = sync_ms(s);
+
+	return sync >= 0 && (ms < 0 || sync < ms) ? sync : ms;
 }
 
 static int take_event(struct server *s, const struct epoll_event *e)

@@ -84,19 +84,14 @@ static void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void run_read(struct job *j)
 {
 	size_t got = 0;
+	ssize_t n;
 
-	while (got < j->size) {
-		ssize_t n = pread(j->fd, j->data + got, j->size - got, j->a + (off_t)got);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && !got)
-			j->result = -errno;
-		if (n <= 0)
-			break;
-		got += n;
-		j->result = (int64_t)got;
-	}
+	do {
+		n = pread(j->fd, j->data + got, j->size - got, j->a + (off_t)got);
+		got += n > 0 ? (size_t)n : 0;
+	} while (got < j->size && (n > 0 || (n < 0 && errno == EINTR)));
+	/* An error, not what was read before it: less than was asked for is the file's end to the guest. */
+	j->result = n < 0 ? -errno : (int64_t)got;
 }
 
 static void answer_read(struct server *s, struct job *j)
@@ -159,6 +154,24 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, stru
 
 /* ---- writing ---- */
 
+/* What a file opened with O_SYNC or O_DSYNC waits for at each write: not in the loop, which the others wait for. */
+static void answer_write(fuse_req_t req, uint64_t fh, size_t put)
+{
+	struct server *s = server_of(req);
+	const struct fuse_write_in *in = (const void *)(s->message + 1);
+	struct job *j = NULL;
+
+	if (!put || !(in->flags & O_DSYNC)) {
+		fuse_reply_write(req, put);
+		return;
+	}
+	j = job_new(s, req, fh, 0);
+	if (j)
+		sync_wait(s, j, (in->flags & O_SYNC) != O_SYNC, put);
+	else
+		fuse_reply_err(req, ENOMEM);
+}
+
 static void op_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t off, struct fuse_file_info *fi)
 {
 	struct server *s = server_of(req);
@@ -193,7 +206,7 @@ static void op_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t si
 			break;
 		put += n;
 	}
-	fuse_reply_write(req, put);
+	answer_write(req, fi->fh, put);
 }
 
 /* ---- what may last ---- */
@@ -219,20 +232,31 @@ static void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_f
 	struct job *j = job_on(req, ino, fi->fh, DATA_ANY);
 
 	if (j)
-		sync_wait(server_of(req), j, datasync);
+		sync_wait(server_of(req), j, datasync, 0);
 }
 
 /* Neither message says whether its caller may keep set-id bits; root may, as a rule. */
-static void keep_set_ids(struct server *s, struct job *j, uint64_t node)
+static bool keeps_set_ids(const struct server *s)
 {
-	j->fsetid = s->privileged && s->message->uid == 0;
-	policy_changed(s, node);
+	return s->privileged && s->message->uid == 0;
+}
+
+/* A job has changed the file of the handle with this index: now, for what was told before is what it was. */
+static void changed(struct server *s, uint32_t handle)
+{
+	policy_changed(s, node_id(&s->nodes, handle_at(&s->handles, handle)->node));
 }
 
 static void run_fallocate(struct job *j)
 {
 	cred_thread_fsetid(j->fsetid);
 	j->result = fallocate(j->fd, (int)j->flags, j->a, j->b) ? -errno : 0;
+}
+
+static void answer_fallocate(struct server *s, struct job *j)
+{
+	changed(s, j->handle);
+	fuse_reply_err(j->req, (int)-j->result);
 }
 
 static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, off_t length, struct fuse_file_info *fi)
@@ -244,8 +268,9 @@ static void op_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off, of
 	j->flags = mode;
 	j->a = off;
 	j->b = length;
+	j->fsetid = keeps_set_ids(server_of(req));
 	j->run = run_fallocate;
-	keep_set_ids(server_of(req), j, ino);
+	j->answer = answer_fallocate;
 	job_start(server_of(req), j);
 }
 
@@ -263,6 +288,7 @@ static void answer_copy(struct server *s, struct job *j)
 {
 	struct fuse_copy_file_range_out out = {.bytes_copied = (uint64_t)j->result};
 
+	changed(s, j->handle2);
 	if (!j->req)
 		session_reply(s, j->unique, j->result < 0 ? (int)j->result : 0, &out, j->result < 0 ? 0 : sizeof out);
 	else if (j->result < 0)
@@ -287,8 +313,8 @@ static int copy(struct server *s, fuse_req_t req, uint64_t ino, const struct fus
 	j->b = (int64_t)in->off_out;
 	j->c = in->len > COPY_MAX ? COPY_MAX : (int64_t)in->len;
 	j->flags = (uint32_t)in->flags;
+	j->fsetid = keeps_set_ids(s);
 	j->run = run_copy;
-	keep_set_ids(s, j, in->nodeid_out);
 	j->answer = answer_copy;
 	job_start(s, j);
 	return 0;

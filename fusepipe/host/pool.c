@@ -70,6 +70,7 @@ static void *work(void *arg)
 			continue;
 		}
 		p->first = j->next;
+		p->queued--;
 		if (!p->first)
 			p->last = &p->first;
 		pthread_mutex_unlock(&p->mutex);
@@ -128,9 +129,11 @@ void job_start(struct server *s, struct job *j)
 	pthread_mutex_lock(&p->mutex);
 	if (p->idle)
 		pthread_cond_signal(&p->wake);
-	else if (p->threads < sizeof p->thread / sizeof *p->thread)
+	/* Those that are idle are so until they run: each has one of the jobs before this coming. */
+	if (p->queued >= p->idle && p->threads < sizeof p->thread / sizeof *p->thread)
 		one_more_thread(p);
 	if (p->threads) {
+		p->queued++;
 		j->next = NULL;
 		*p->last = j;
 		p->last = &j->next;

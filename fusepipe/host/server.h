@@ -137,7 +137,7 @@ struct pool {
 	pthread_cond_t wake;
 	struct job *first, **last;         /* to be run; by mutex */
 	struct job *done, **done_last;     /* to be answered; by mutex */
-	unsigned threads, idle;            /* by mutex */
+	unsigned threads, idle, queued;    /* by mutex */
 	bool stop;                         /* by mutex */
 	pthread_t thread[16];
 	int event;                         /* an eventfd: `done` is not empty */
@@ -153,6 +153,7 @@ struct sync {
 	bool running;        /* a group; the next one gathers */
 	struct job *first, **last;
 	unsigned count;
+	int64_t began;       /* the group that runs */
 	int64_t not_before;  /* is there to be another group */
 };
 
@@ -404,7 +405,9 @@ void job_answer(struct server *s, struct job *j);
 
 /* sync.c */
 void sync_open(struct server *s, int root_fd);
-void sync_wait(struct server *s, struct job *j, int datasync); /* a job on an open file, to be started or answered */
+/* A job on an open file, to be started or answered: with `written`, of a write that has put so many bytes; 0: an fsync's. */
+void sync_wait(struct server *s, struct job *j, bool datasync, size_t written);
+int sync_ms(const struct server *s); /* until sync_step() is to be called, whatever comes; -1: not */
 void sync_step(struct server *s); /* after each turn: starts what has gathered */
 void sync_done(struct server *s); /* before the pool is */
 
@@ -449,7 +452,7 @@ int node_reopen(struct server *s, struct node *n, int flags); /* the file itself
 int entry_of(struct server *s, int fd, struct fuse_entry_param *e); /* one more lookup; takes fd, also on failure */
 int entry_by_name(struct server *s, struct node *parent, const char *name, struct fuse_entry_param *e);
 void stat_to_guest(const struct server *s, struct stat *st);
-/* See data_flags(): O_APPEND goes by each write, O_DIRECT is about the guest's cache. */
-enum { OPEN_FLAGS = O_ACCMODE | O_SYNC | O_DSYNC | O_NOATIME };
+/* See data_flags(): O_APPEND and O_SYNC go by each write, O_DIRECT is about the guest's cache. */
+enum { OPEN_FLAGS = O_ACCMODE | O_NOATIME };
 
 #endif

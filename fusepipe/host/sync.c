@@ -8,7 +8,7 @@
  * - once a syncfs failed: whose error it was it does not tell. Its group is done one by one, and so is all from then on, for
  *   the next syncfs would be silent about what the first one has told. The descriptor is there from the start, before any
  *   file is open, so no error is older than it;
- * - for a while after one that took long: it writes what anybody has written to the file system.
+ * - while one takes long, and for a while after: it writes what anybody has written to the file system.
  */
 #include <errno.h>
 #include <linux/magic.h>
@@ -52,7 +52,7 @@ static void run_one(struct job *j)
 
 static void run_group(struct job *j)
 {
-	bool failed = syncfs((int)j->a) != 0;
+	bool failed = syncfs(j->fd2) != 0;
 
 	j->c = failed;
 	for (struct job *one = j; one; one = one->with) {
@@ -62,34 +62,54 @@ static void run_group(struct job *j)
 	}
 }
 
+static void answer_one(struct server *s, struct job *j)
+{
+	if (j->result < 0 || !j->a)
+		fuse_reply_err(j->req, (int)-j->result);
+	else
+		fuse_reply_write(j->req, (size_t)j->a);
+}
+
 static void answer_group(struct server *s, struct job *j)
 {
-	int64_t now = fcvm_now_ns(), took = now - j->b;
+	int64_t now = fcvm_now_ns(), took = now - s->sync.began;
 
 	s->sync.running = false;
 	if (j->c)
 		s->sync.fd = fcvm_close(s->sync.fd);
 	else if (took > LONG_NS)
 		s->sync.not_before = now + took * PAUSE_FACTOR;
-	fuse_reply_err(j->req, (int)-j->result);
+	answer_one(s, j);
 }
 
-void sync_wait(struct server *s, struct job *j, int datasync)
+void sync_wait(struct server *s, struct job *j, bool datasync, size_t written)
 {
-	j->flags = (uint32_t)datasync;
+	bool ours = node_at(&s->nodes, handle_at(&s->handles, j->handle)->node)->dev == s->root_dev;
+
+	j->flags = datasync;
+	j->a = (int64_t)written;
 	j->run = run_one;
-	if (s->sync.in_memory) {
+	j->answer = answer_one;
+	if (ours && s->sync.in_memory) {
 		j->run(j);
 		job_answer(s, j);
-		return;
-	}
-	if (s->sync.fd < 0 || node_at(&s->nodes, handle_at(&s->handles, j->handle)->node)->dev != s->root_dev) {
+	} else if (!ours || s->sync.fd < 0) {
 		job_start(s, j);
-		return;
+	} else {
+		*s->sync.last = j;
+		s->sync.last = &j->next;
+		s->sync.count++;
 	}
-	*s->sync.last = j;
-	s->sync.last = &j->next;
-	s->sync.count++;
+}
+
+int sync_ms(const struct server *s)
+{
+	int64_t left;
+
+	if (!s->sync.running || !s->sync.first)
+		return -1;
+	left = s->sync.began + LONG_NS - fcvm_now_ns();
+	return left > 0 ? (int)(left / 1000000) + 1 : 0;
 }
 
 void sync_step(struct server *s)
@@ -98,17 +118,19 @@ void sync_step(struct server *s)
 	struct job *first = y->first;
 	int64_t now;
 
-	if (!first || y->running)
+	if (!first)
 		return;
 	now = fcvm_now_ns();
-	if (y->fd >= 0 && y->count >= GROUP_MIN && now >= y->not_before) {
+	if (y->running && now - y->began < LONG_NS)
+		return;
+	if (!y->running && y->fd >= 0 && y->count >= GROUP_MIN && now >= y->not_before) {
 		for (struct job *j = first; j; j = j->next)
 			j->with = j->next;
 		first->run = run_group;
 		first->answer = answer_group;
-		first->a = y->fd;
-		first->b = now;
+		first->fd2 = y->fd;
 		first->next = NULL;
+		y->began = now;
 		y->running = true;
 		job_start(s, first);
 	} else {
