@@ -5,7 +5,7 @@
  * WAITING --ATTACH--> RUNNING --PAUSE--> PAUSING --all PAUSED, all answered--> ENDING --all QUIET--> QUIET --RESUME-->
  * RUNNING. From PAUSING and ENDING a RESUME leads back at any time: each PAUSE and each END has one answer, which is
  * counted, so one that comes late is not taken for another's. QUIET is also where a server begins that goes on from a
- * saved state. From there an ATTACH brings new streams and has them go on.
+ * saved state. From there an ATTACH brings new streams and has them go on (RESUME), as the first one does.
  *
  * Nothing is answered in ENDING and QUIET: what waits for a lock goes on waiting.
  */
@@ -213,7 +213,6 @@ static void do_save(struct server *s, uint32_t number, int fd)
 static int attach(struct server *s, struct fcvm_err *err)
 {
 	struct control *c = &s->control;
-	bool on = s->init_flags != 0;
 	int r = 0;
 
 	if (c->phase != WAITING && c->phase != QUIET && s->open_streams)
@@ -233,9 +232,8 @@ static int attach(struct server *s, struct fcvm_err *err)
 	}
 	if (r)
 		return fcvm_fail_errno(err, r, "its streams");
-	if (on)
-		go_on(s);
-	enter(s, RUNNING);
+	/* Also before INIT: a reader that was saved then stands still, and does not tell. */
+	go_on(s);
 	state_replay(s);
 	return 0;
 }

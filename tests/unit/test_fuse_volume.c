@@ -106,7 +106,7 @@ static struct fcvm_volume *go_on_elsewhere(struct fcvm_volume *v, struct guest *
 	fcvm_volume_free(v);
 	hang_up(g);
 	v = start(1, state);
-	CHECK(v && attach(v, g) == 0 && greeted(g) && obeys(g, FCVM_FUSE_RESUME, 0));
+	CHECK(v && attach(v, g) == 0 && greeted(g));
 	return v;
 }
 
@@ -138,7 +138,7 @@ static void test_attach(void)
 	CHECK(fcvm_volume_attach(v, host, 1, &until, &err) == -EINVAL);
 	close(host[1]);
 	hang_up(&other);
-	CHECK(attach(v, &other) == 0 && greeted(&other) && obeys(&other, FCVM_FUSE_RESUME, 0));
+	CHECK(attach(v, &other) == 0 && greeted(&other));
 	CHECK(!take_reply(&g, 0, 5000));
 	hang_up(&g);
 	CHECK(look_up(&other, 1, "file"));
@@ -178,7 +178,7 @@ static void test_pause(void)
 	CHECK(!kill(fcvm_volume_pid(v), 0));
 	usleep(50000);
 	CHECK(fcvm_volume_resume(v, &until, &err) == -ENOTCONN);
-	CHECK(attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(attach(v, &g) == 0 && greeted(&g));
 	CHECK(read_node(&g, file, fh) == 0);
 	fcvm_volume_free(v);
 	hang_up(&g);
@@ -193,6 +193,19 @@ static bool has_handles(void)
 	int mount;
 
 	return !geteuid() && !name_to_handle_at(AT_FDCWD, folder, &h.h, &mount, 0);
+}
+
+/* Saved before its kernel had sent a word: it is told to go on all the same. */
+static void test_before_init(void)
+{
+	struct guest g = {.unique = 100};
+	struct fcvm_volume *v = start(0, NULL);
+
+	CHECK(v && attach(v, &g) == 0 && greeted(&g));
+	v = go_on_elsewhere(v, &g);
+	CHECK(init(&g) == 0 && look_up(&g, 1, "file"));
+	fcvm_volume_free(v);
+	hang_up(&g);
 }
 
 static void test_state(void)
@@ -244,7 +257,7 @@ static void test_state(void)
 	rename(path_to("moved"), path_to("dir/moved"));
 	hang_up(&g);
 	v = start(2, state);
-	CHECK(v && attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(v && attach(v, &g) == 0 && greeted(&g));
 	CHECK(read_node(&g, gone, gh) == -ESTALE);
 	attr = (struct fuse_getattr_in){.getattr_flags = FUSE_GETATTR_FH, .fh = gh};
 	CHECK(call(&g, FUSE_GETATTR, gone, &attr, sizeof attr) == -ESTALE);
@@ -334,7 +347,7 @@ static void test_unopened(void)
 	hang_up(&g);
 	unlink(path_to("gone"));
 	v = start_with(1, state, serve);
-	CHECK(v && attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(v && attach(v, &g) == 0 && greeted(&g));
 	CHECK(read_node(&g, file, 0) == 0 && !memcmp(g.reply, "text", 4));
 	CHECK(read_node(&g, gone, 0) == -ESTALE);
 	fcvm_volume_free(v);
@@ -421,7 +434,7 @@ static void test_locks(void)
 	mine = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET};
 	CHECK(fcntl(fd, F_OFD_SETLK, &mine) == 0);
 	v = start(3, state);
-	CHECK(v && attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(v && attach(v, &g) == 0 && greeted(&g));
 	CHECK(read_node(&g, file, fh) == 0);
 	/* But what the guest takes for its own is saved again, for one that finds it free. */
 	CHECK(pause_it(v, &g) == 0);
@@ -439,7 +452,7 @@ static void test_locks(void)
 	close(fd);
 	fd = open(path_to("file"), O_RDWR | O_CLOEXEC);
 	v = start(1, state);
-	CHECK(v && attach(v, &g) == 0 && greeted(&g) && obeys(&g, FCVM_FUSE_RESUME, 0));
+	CHECK(v && attach(v, &g) == 0 && greeted(&g));
 	CHECK(flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK);
 	for (unsigned i = 0; i < 30; i++) {
 		mine = (struct flock){.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = i, .l_len = 1};
@@ -701,6 +714,7 @@ int main(void)
 	set_up();
 	test_attach();
 	test_pause();
+	test_before_init();
 	test_state();
 	test_saved_again();
 	as_user(test_state);

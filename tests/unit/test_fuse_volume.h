@@ -123,18 +123,6 @@ static inline void make_streams(struct guest *g, int *host)
 	}
 }
 
-static inline bool greeted(struct guest *g)
-{
-	for (unsigned i = 0; i < READERS; i++) {
-		struct fcvm_fuse_greeting greeting;
-
-		if (fcvm_fd_read_full(g->fd[i], &greeting, sizeof greeting) || greeting.error != FCVM_FUSE_GREETING ||
-			greeting.reader != i)
-			return false;
-	}
-	return true;
-}
-
 /* The next message of each reader is this control message; it answers with `answer`, if that is not 0. */
 static inline bool obeys(struct guest *g, int32_t code, uint32_t answer)
 {
@@ -145,6 +133,19 @@ static inline bool obeys(struct guest *g, int32_t code, uint32_t answer)
 			send_message(g, i, 0, answer, 0, NULL, 0);
 	}
 	return true;
+}
+
+/* And told to go on. */
+static inline bool greeted(struct guest *g)
+{
+	for (unsigned i = 0; i < READERS; i++) {
+		struct fcvm_fuse_greeting greeting;
+
+		if (fcvm_fd_read_full(g->fd[i], &greeting, sizeof greeting) || greeting.error != FCVM_FUSE_GREETING ||
+			greeting.reader != i)
+			return false;
+	}
+	return obeys(g, FCVM_FUSE_RESUME, 0);
 }
 
 /* As obeys(), for one reader; replies that come before are counted. */
