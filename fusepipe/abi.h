@@ -19,13 +19,6 @@
 #if FUSE_KERNEL_MINOR_VERSION < 39
 /* 7.39 (Linux 6.6) */
 #define FUSE_STATX 52
-#define FUSE_EXT_GROUPS 32
-#define FUSE_CREATE_SUPP_GROUP (1ULL << 34)
-
-struct fuse_supp_groups {
-	uint32_t nr_groups;
-	uint32_t groups[];
-};
 
 struct fuse_sx_time {
 	int64_t tv_sec;

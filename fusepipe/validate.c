@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "fusepipe/validate.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <string.h>
 
@@ -24,8 +25,7 @@ enum tail {
 enum {
 	KNOWN = 1,
 	NO_REPLY = 2,
-	NO_NODE = 4,  /* the node id says nothing */
-	EXTENDED = 8, /* extensions may follow (header's total_extlen) */
+	NO_NODE = 4, /* the node id says nothing */
 };
 
 struct rule {
@@ -45,9 +45,9 @@ static const struct rule rules[FCVM_FUSE_OPCODES] = {
 	RULE(GETATTR, sizeof(struct fuse_getattr_in), NOTHING, 0),
 	RULE(SETATTR, sizeof(struct fuse_setattr_in), NOTHING, 0),
 	RULE(READLINK, 0, NOTHING, 0),
-	RULE(SYMLINK, 0, NAME_TARGET, EXTENDED),
-	RULE(MKNOD, sizeof(struct fuse_mknod_in), NAME, EXTENDED),
-	RULE(MKDIR, sizeof(struct fuse_mkdir_in), NAME, EXTENDED),
+	RULE(SYMLINK, 0, NAME_TARGET, 0),
+	RULE(MKNOD, sizeof(struct fuse_mknod_in), NAME, 0),
+	RULE(MKDIR, sizeof(struct fuse_mkdir_in), NAME, 0),
 	RULE(UNLINK, 0, NAME, 0),
 	RULE(RMDIR, 0, NAME, 0),
 	RULE(RENAME, sizeof(struct fuse_rename_in), TWO_NAMES, 0),
@@ -72,7 +72,7 @@ static const struct rule rules[FCVM_FUSE_OPCODES] = {
 	RULE(SETLK, sizeof(struct fuse_lk_in), LOCK, 0),
 	RULE(SETLKW, sizeof(struct fuse_lk_in), LOCK, 0),
 	RULE(ACCESS, sizeof(struct fuse_access_in), NOTHING, 0),
-	RULE(CREATE, sizeof(struct fuse_create_in), NAME, EXTENDED),
+	RULE(CREATE, sizeof(struct fuse_create_in), NAME, 0),
 	RULE(INTERRUPT, sizeof(struct fuse_interrupt_in), NOTHING, NO_REPLY | NO_NODE),
 	RULE(BMAP, sizeof(struct fuse_bmap_in), NOTHING, 0),
 	RULE(DESTROY, 0, NOTHING, NO_NODE),
@@ -88,7 +88,7 @@ static const struct rule rules[FCVM_FUSE_OPCODES] = {
 	RULE(COPY_FILE_RANGE, sizeof(struct fuse_copy_file_range_in), NOTHING, 0),
 	/* SETUPMAPPING and REMOVEMAPPING belong to a DAX window, which a stream has not: not known. */
 	RULE(SYNCFS, sizeof(struct fuse_syncfs_in), NOTHING, 0),
-	RULE(TMPFILE, sizeof(struct fuse_create_in), NAME_OR_ROOT, EXTENDED),
+	RULE(TMPFILE, sizeof(struct fuse_create_in), NAME_OR_ROOT, 0),
 	RULE(STATX, sizeof(struct fuse_statx_in), NOTHING, 0),
 	RULE(COPY_FILE_RANGE_64, sizeof(struct fuse_copy_file_range_in), NOTHING, 0),
 };
@@ -103,6 +103,17 @@ const char *fcvm_fuse_opcode_name(uint32_t opcode)
 	const struct rule *rule = rule_of(opcode);
 
 	return rule ? rule->name : "?";
+}
+
+const char *fcvm_fuse_operation_name(uint32_t opcode, char to[static FCVM_FUSE_NAME])
+{
+	const char *name = fcvm_fuse_opcode_name(opcode);
+	size_t i = 0;
+
+	for (; name[i] && i < FCVM_FUSE_NAME - 1; i++)
+		to[i] = (char)tolower((unsigned char)name[i]);
+	to[i] = 0;
+	return to;
 }
 
 bool fcvm_fuse_wants_reply(const void *message)
@@ -191,31 +202,12 @@ static const char *tail(const struct rule *rule, const char *body, const char *e
 	return NULL;
 }
 
-/* Extensions: records that say their own size, of which one, of supplementary groups, is looked at here. */
-static bool extensions(const char *p, const char *end)
-{
-	while (p < end) {
-		struct fuse_ext_header e;
-
-		if ((size_t)(end - p) < sizeof e)
-			return false;
-		memcpy(&e, p, sizeof e);
-		if (e.size < sizeof e || e.size % 8 || e.size > (size_t)(end - p))
-			return false;
-		if (e.type == FUSE_EXT_GROUPS &&
-			(e.size < sizeof e + 4 || word_at(p + sizeof e) > (e.size - sizeof e - 4) / 4))
-			return false;
-		p += e.size;
-	}
-	return true;
-}
-
 int fcvm_fuse_validate(const void *message, size_t size)
 {
 	const struct fuse_in_header *h = message;
-	const char *body = (const char *)(h + 1), *end, *p;
+	const char *body = (const char *)(h + 1), *end;
 	const struct rule *rule;
-	size_t left, extra;
+	size_t left;
 
 	if (size < sizeof *h || size > FCVM_FUSE_MAX_MESSAGE || h->len != size)
 		return -EBADMSG;
@@ -226,14 +218,11 @@ int fcvm_fuse_validate(const void *message, size_t size)
 	if (!rule)
 		return -ENOSYS;
 	left = size - sizeof *h;
-	extra = h->total_extlen * 8U;
-	if (extra > left || rule->size > left - extra || (extra && !(rule->how & EXTENDED)))
+	/* Extensions are not negotiated (policy.c): no message has any. */
+	if (rule->size > left || h->total_extlen)
 		return -EINVAL;
 	if (!h->nodeid && !(rule->how & NO_NODE))
 		return -EINVAL;
-	end = body + left - extra;
-	p = tail(rule, body, end);
-	if (p != end)
-		return -EINVAL;
-	return extra && !extensions(end, end + extra) ? -EINVAL : 0;
+	end = body + left;
+	return tail(rule, body, end) == end ? 0 : -EINVAL;
 }

@@ -5,7 +5,7 @@
  *
  * Checked: the length in the header is that of the message; the opcode is known; the body is that of the opcode,
  * with nothing over; names are there in their number, terminated within the body, not empty, free of '/' and
- * neither "." nor ".."; counts agree with what follows; extensions (7.38) stay within theirs. Not checked here: that
+ * neither "." nor ".."; counts agree with what follows; there are no extensions (7.38). Not checked here: that
  * node ids and handles exist, flags, offsets (the tables' and the kernel's business).
  */
 #ifndef FUSEPIPE_VALIDATE_H
@@ -32,5 +32,9 @@ bool fcvm_fuse_wants_reply(const void *message);
 
 /* "LOOKUP"; "?" for what is not known. */
 const char *fcvm_fuse_opcode_name(uint32_t opcode);
+
+/* The same for people, put into `to` and returned: "lookup", "?". */
+enum { FCVM_FUSE_NAME = 24 };
+const char *fcvm_fuse_operation_name(uint32_t opcode, char to[static FCVM_FUSE_NAME]);
 
 #endif

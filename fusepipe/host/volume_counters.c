@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* What a server counted, as JSON, out of its file (../counters.h), which may be of another version, torn or of anybody. */
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,31 +106,23 @@ static struct fcvm_json *traced(const struct fcvm_fuse_traced *t)
 }
 
 /* "read", "other". */
-static const char *name_of(unsigned opcode, char *to, size_t size)
+static const char *name_of(unsigned opcode, char to[static FCVM_FUSE_NAME])
 {
-	const char *name = fcvm_fuse_opcode_name(opcode);
-	size_t i = 0;
-
-	if (*name == '?')
-		return "other";
-	for (; name[i] && i < size - 1; i++)
-		to[i] = (char)tolower((unsigned char)name[i]);
-	to[i] = 0;
-	return to;
+	return *fcvm_fuse_operation_name(opcode, to) == '?' ? "other" : to;
 }
 
 static int set_all(struct fcvm_json *o, const struct fcvm_fuse_counters *c)
 {
 	struct fcvm_json *ops = fcvm_json_object(), *trace = fcvm_json_object();
-	char name[32];
+	char name[FCVM_FUSE_NAME];
 	int r = ops && trace ? 0 : -ENOMEM;
 
 	for (unsigned i = 0; i < FCVM_FUSE_COUNTED && !r; i++)
 		if (c->ops[i].count)
-			r = fcvm_json_set(ops, name_of(i, name, sizeof name), operation(&c->ops[i]));
+			r = fcvm_json_set(ops, name_of(i, name), operation(&c->ops[i]));
 	for (unsigned i = 0; i < FCVM_FUSE_COUNTED && !r; i++)
 		if (c->traced[i].count)
-			r = fcvm_json_set(trace, name_of(i, name, sizeof name), traced(&c->traced[i]));
+			r = fcvm_json_set(trace, name_of(i, name), traced(&c->traced[i]));
 	if (!r)
 		r = fcvm_json_set(o, "ops", fcvm_steal_ptr(ops));
 	if (!r)

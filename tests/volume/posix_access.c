@@ -87,6 +87,10 @@ static void by_groups(void)
 	opens("setgid/new", O_CREAT | O_RDWR);
 	DO(chmod("setgid/new", 02770));
 	look("setgid/new");
+	DO(close(open("setgid/bits", O_CREAT | O_WRONLY, 02770)));
+	look("setgid/bits");
+	DO(mkdir("setgid/folder", 0770));
+	look("setgid/folder");
 }
 
 /* Far more than fit into a request, if one has them in it. */
@@ -122,6 +126,7 @@ static void many_groups(void)
 	written += read(fd, transcript + written, 4096);
 	close(fd);
 	look("setgid/new");
+	look("setgid/bits");
 }
 
 static void in_sticky(void)
