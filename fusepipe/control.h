@@ -19,9 +19,9 @@
  * is struct fcvm_fuse_greeting. A stream that is no connection, but a device of the guest's, is its reader's from the
  * beginning, and outlives a restore; each new host greets on it.
  *
- * Traces. Of every Nth request the guest says so by TRACE in front of it; the host sends TRACE back behind the reply, and
- * the guest closes with TRACED. So the host has all times and does the arithmetic: four stamps, two of either clock, tell
- * the clocks' difference as NTP does.
+ * Traces. Of every Nth request the guest says so by TRACE in front of it; the host, if it wants any, sends TRACE back behind
+ * the reply, and the guest closes with TRACED. So the host has all times and does the arithmetic: four stamps, two of either
+ * clock, tell the clocks' difference as NTP does.
  */
 #ifndef FUSEPIPE_CONTROL_H
 #define FUSEPIPE_CONTROL_H

@@ -12,6 +12,9 @@
 
 enum { DEFAULT_MOUNT_MS = 30000, UNDO_MS = 2000 };
 
+_Static_assert((int)FCVM_MANIFEST_IDS == (int)FCVM_FUSE_MAX_IDS && (int)FCVM_MANIFEST_READERS == (int)FCVM_FUSE_MAX_STREAMS,
+	"what a manifest may ask for is what a server can do");
+
 /* ---- servers ---- */
 
 static unsigned trace_rate(void)
@@ -45,6 +48,7 @@ static int start_server(struct fcvm_vm *vm, size_t i, const char *state, const s
 		.dirfd = vm->folder.lease.dirfd,
 		.number = c->number,
 		.state_file = state,
+		.traces = trace_rate() > 0,
 	};
 	struct fcvm_volume *handle;
 	int r = uids && gids && name ? fcvm_store_libexec("fcvm-volume", &program, err)

@@ -19,6 +19,8 @@ struct fcvm_fuse_ids {
 	uint32_t guest, host, count;
 };
 
+enum { FCVM_FUSE_MAX_IDS = 340 }; /* of a map: as many as a user namespace may have */
+
 struct fcvm_fuse_volume {
 	const char *folder;
 	bool readonly;
@@ -40,7 +42,7 @@ struct fcvm_fuse_service {
 	int control;  /* streams and orders come by it (command.h); its end is the server's */
 	int counters; /* a file for struct fcvm_fuse_counters */
 	int state;    /* a file with what another server saved, to go on from */
-	int traces;   /* gets a line for each request that was traced; what it does not take at once is lost */
+	int traces;   /* gets a line for each request that was traced; what it does not take at once is lost. -1: none is */
 	void (*note)(const char *text); /* told what may interest its owner; NULL allowed */
 };
 

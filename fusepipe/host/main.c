@@ -9,19 +9,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 #include "fusepipe/host/host.h"
 
-enum { IDS_MAX = 340 }; /* as many as a user namespace may have */
-
-static struct fcvm_fuse_ids uids[IDS_MAX], gids[IDS_MAX];
+static struct fcvm_fuse_ids uids[FCVM_FUSE_MAX_IDS], gids[FCVM_FUSE_MAX_IDS];
 
 static int usage(void)
 {
 	fprintf(stderr, "usage: fcvm-volume --control FD [--counters FD] [--state FD] [--readonly] [--devices] [--local-locks]\n"
-		"       [--timeout SECONDS] [--max-nodes N] [--uid GUEST:HOST:COUNT]... [--gid GUEST:HOST:COUNT]... FOLDER\n");
+		"       [--traces] [--timeout SECONDS] [--max-nodes N] [--uid GUEST:HOST:COUNT]... [--gid GUEST:HOST:COUNT]... FOLDER\n");
 	return 2;
 }
 
@@ -29,7 +27,7 @@ static bool add_ids(struct fcvm_fuse_ids *all, unsigned *n, const char *text)
 {
 	struct fcvm_fuse_ids *ids = &all[*n];
 
-	if (*n == IDS_MAX || sscanf(text, "%u:%u:%u", &ids->guest, &ids->host, &ids->count) != 3)
+	if (*n == FCVM_FUSE_MAX_IDS || sscanf(text, "%u:%u:%u", &ids->guest, &ids->host, &ids->count) != 3)
 		return false;
 	++*n;
 	return true;
@@ -53,6 +51,9 @@ static bool take_option(int c, struct fcvm_fuse_volume *v, struct fcvm_fuse_serv
 		return v->devices = true;
 	case 'l':
 		return v->local_locks = true;
+	case 'T':
+		s->traces = STDOUT_FILENO;
+		return true;
 	case 't':
 		v->timeout_s = strtod(optarg, NULL);
 		return true;
@@ -76,7 +77,7 @@ static bool parse(int argc, char **argv, struct fcvm_fuse_volume *v, struct fcvm
 		{"devices", no_argument, NULL, 'd'},         {"local-locks", no_argument, NULL, 'l'},
 		{"timeout", required_argument, NULL, 't'},   {"max-nodes", required_argument, NULL, 'm'},
 		{"uid", required_argument, NULL, 'u'},       {"gid", required_argument, NULL, 'g'},
-		{NULL, 0, NULL, 0},
+		{"traces", no_argument, NULL, 'T'},          {NULL, 0, NULL, 0},
 	};
 	int c;
 
@@ -107,7 +108,7 @@ static void note(const char *text)
 int main(int argc, char **argv)
 {
 	struct fcvm_fuse_volume volume = {.ready_fd = -1};
-	struct fcvm_fuse_service service = {.control = -1, .counters = -1, .state = -1, .traces = 1, .note = note};
+	struct fcvm_fuse_service service = {.control = -1, .counters = -1, .state = -1, .traces = -1, .note = note};
 	struct fcvm_err err = FCVM_ERR_INIT;
 	int r;
 
@@ -116,7 +117,8 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	/* A terminal's interrupt is its owner's to handle. */
 	signal(SIGINT, SIG_IGN);
-	fcvm_fd_nonblock(service.traces, true);
+	if (service.traces >= 0)
+		fcvm_fd_nonblock(service.traces, true);
 	r = fcvm_fuse_serve_for(&volume, &service, &err);
 	if (r)
 		fprintf(stderr, "%s\n", err.message);

@@ -6,7 +6,6 @@
  *
  * A line and the counters are all that comes of it. The guest may say what it likes: numbers that make no sense are none.
  */
-#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,23 +115,18 @@ static void set_clock(struct traces *c, const struct traced *t, const struct fcv
 
 static void put_line(int fd, const struct traced *t, int64_t total, int64_t to_srv, int64_t to_cli)
 {
-	char line[LINE], name[24], ways[2][24] = {"?", "?"};
-	const char *upper = fcvm_fuse_opcode_name(t->opcode);
-	size_t i = 0;
+	char line[LINE], name[FCVM_FUSE_NAME], ways[2][24] = {"?", "?"};
 	int n;
 
-	for (; upper[i] && i < sizeof name - 1; i++)
-		name[i] = (char)tolower((unsigned char)upper[i]);
-	name[i] = 0;
 	if (to_srv >= 0) {
 		snprintf(ways[0], sizeof ways[0], "%lld", (long long)to_srv / 1000);
 		snprintf(ways[1], sizeof ways[1], "%lld", (long long)to_cli / 1000);
 	}
-	n = snprintf(line, sizeof line, "[TRACE %12s] total=%lldµs srv=%lldµs | fs=%lld | to_srv=%s to_cli=%s\n", name,
-		(long long)total / 1000, (long long)(t->replied - t->read) / 1000, (long long)t->fs / 1000, ways[0], ways[1]);
+	n = snprintf(line, sizeof line, "[TRACE %12s] total=%lldµs srv=%lldµs | fs=%lld | to_srv=%s to_cli=%s\n",
+		fcvm_fuse_operation_name(t->opcode, name), (long long)total / 1000, (long long)(t->replied - t->read) / 1000,
+		(long long)t->fs / 1000, ways[0], ways[1]);
 	/* Nobody waits for a line: one that has no room is lost. */
-	if (fd >= 0)
-		(void)!write(fd, line, (size_t)n);
+	(void)!write(fd, line, (size_t)n);
 }
 
 static void end(struct server *s, const struct fcvm_fuse_trace *in)
@@ -165,7 +159,8 @@ void trace_message(struct server *s, const struct fuse_in_header *h)
 {
 	const struct fcvm_fuse_trace *in = (const void *)(h + 1);
 
-	if (h->len != sizeof *h + sizeof *in)
+	/* How often is the guest's to say, whether at all is its host's. */
+	if (s->traces_fd < 0 || h->len != sizeof *h + sizeof *in)
 		return;
 	if (h->opcode == FCVM_FUSE_TRACE)
 		begin(s, in);

@@ -21,7 +21,7 @@
 
 enum {
 	LOG_MAX = 256 * 1024,
-	TRACES_MAX = 32 << 20, /* a file of half of that, and the one before it */
+	TRACES_MAX = 4 << 20,  /* a file of half of that, and the one before it */
 	FDS_FIRST = 3,         /* what it inherits: control, counters, state */
 	GO_ON_MS = 2000,       /* for the RESUME after a pause that failed */
 	END_MS = 1000,
@@ -166,7 +166,7 @@ int fcvm_volume_save(struct fcvm_volume *v, const char *file, const struct fcvm_
 
 /* The command line; words are its numbers' memory. */
 struct line {
-	const char *argv[ARGS + 2 * 340 * 2];
+	const char *argv[ARGS + 2 * FCVM_FUSE_MAX_IDS * 2];
 	unsigned argc;
 	char numbers[64];
 	char *maps;
@@ -189,7 +189,7 @@ static int make_line(struct line *l, const struct fcvm_volume_config *c, bool st
 	char *max_nodes = l->numbers + 32;
 	size_t used = 0;
 
-	if (s->nuids > 340 || s->ngids > 340)
+	if (s->nuids > FCVM_FUSE_MAX_IDS || s->ngids > FCVM_FUSE_MAX_IDS)
 		return -E2BIG;
 	l->maps = malloc(40 * (s->nuids + s->ngids) + 1);
 	if (!l->maps)
@@ -206,6 +206,8 @@ static int make_line(struct line *l, const struct fcvm_volume_config *c, bool st
 		l->argv[l->argc++] = "--devices";
 	if (s->local_locks)
 		l->argv[l->argc++] = "--local-locks";
+	if (c->traces)
+		l->argv[l->argc++] = "--traces";
 	snprintf(l->numbers, 32, "--timeout=%.9g", s->timeout_s);
 	l->argv[l->argc++] = l->numbers;
 	if (s->max_nodes) {

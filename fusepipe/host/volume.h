@@ -20,6 +20,7 @@ struct fcvm_volume_config {
 	int dirfd;                     /* where its files go: counters, log, traces; borrowed */
 	unsigned number;               /* of the files: volume-0.counters, volume-0.log */
 	const char *state_file;        /* NULL: a new one; else what fcvm_volume_save() wrote */
+	bool traces;                   /* what its guest would have traced is */
 };
 
 /* Started and waiting for its first streams. local: the node of this host. */

@@ -12,6 +12,8 @@
 #include "fusepipe/host/volume.h"
 #include "test_fuse_volume.h"
 
+enum { TRACED = 7 }; /* the number of a volume whose host wants traces */
+
 static char top[] = "/var/tmp/fcvm-fuse-volume-XXXXXX", folder[64], run[64], state[64];
 static struct fcvm_node *local;
 static struct fcvm_err err;
@@ -36,7 +38,7 @@ static void write_file(const char *name, const char *text)
 static struct fcvm_volume *start_with(unsigned number, const char *state_file, struct fcvm_fuse_volume serve)
 {
 	struct fcvm_volume_config config = {.serve = serve, .program = program, .name = "vm:/work", .dirfd = run_fd,
-		.number = number, .state_file = state_file};
+		.number = number, .state_file = state_file, .traces = number == TRACED};
 	struct fcvm_until until = fcvm_until_ms(20000, -1);
 	struct fcvm_volume *v = NULL;
 
@@ -614,7 +616,7 @@ static bool trace_read(struct guest *g, uint64_t file, uint64_t fh, int64_t skew
 static void test_traces(void)
 {
 	struct guest g;
-	struct fcvm_volume *v = begin(&g, 7);
+	struct fcvm_volume *v = begin(&g, TRACED);
 	uint64_t file = look_up(&g, 1, "file"), fh = open_node(&g, file, false, O_RDWR);
 	struct fcvm_fuse_trace lie = {.unique = ~0ULL, .dequeued = ~0ULL, .received = 1ULL << 63, .delivered = 3};
 	struct fuse_fsync_in sync = {.fh = fh};
@@ -658,6 +660,29 @@ static void test_traces(void)
 	CHECK(fcvm_json_int(fcvm_json_get(counted(j, "trace", "read"), "total"), "p99_us", 0) >= 15000);
 	CHECK(fcvm_json_int(fcvm_json_get(counted(j, "trace", "read"), "to_cli"), "p99_us", 0) >= 15000);
 	CHECK(fcvm_json_int(fcvm_json_get(counted(j, "trace", "read"), "to_srv"), "p50_us", -1) < 20000);
+	fcvm_json_free(j);
+}
+
+/* Where the host wants none a guest's traces are nothing, and cost nothing. */
+static void test_untraced(void)
+{
+	struct guest g;
+	struct fcvm_volume *v = begin(&g, 8);
+	uint64_t file = look_up(&g, 1, "file"), fh = open_node(&g, file, false, O_RDWR);
+	struct fcvm_fuse_trace t = {.unique = g.unique + 2, .dequeued = 1, .received = 2, .delivered = 3};
+	struct fcvm_json *j = NULL;
+	char *text = NULL;
+
+	send_message(&g, 0, 0, FCVM_FUSE_TRACE, 0, &t, sizeof t);
+	CHECK(read_node(&g, file, fh) == 0);
+	CHECK(!take_reply(&g, 0, 50));
+	send_message(&g, 0, 0, FCVM_FUSE_TRACED, 0, &t, sizeof t);
+	CHECK(read_node(&g, file, fh) == 0);
+	fcvm_volume_free(v);
+	hang_up(&g);
+	CHECK(fcvm_file_read(run_fd, "volume-8.trace", 1 << 20, &text, NULL) == 0 && !*text);
+	free(text);
+	CHECK(fcvm_volume_counters(run_fd, 8, &j, &err) == 0 && !counted(j, "trace", "read"));
 	fcvm_json_free(j);
 }
 
@@ -728,6 +753,7 @@ int main(void)
 	test_death();
 	test_counters();
 	test_traces();
+	test_untraced();
 	tear_down();
 	CHECK_DONE();
 }
