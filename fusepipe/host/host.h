@@ -32,7 +32,7 @@ struct fcvm_fuse_volume {
 	unsigned ngids;
 	double timeout_s;                 /* how long the guest may take names and attributes for granted */
 	unsigned max_nodes;               /* files a guest may know of at a time; 0: 1,000,000 */
-	int ready_fd;                     /* gets a byte once all is set up and is closed then; -1: none */
+	int ready_fd;                     /* taken over: gets a byte once all is set up, and its end then or never; -1: none */
 };
 
 enum { FCVM_FUSE_MAX_STREAMS = 256 };

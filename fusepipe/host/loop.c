@@ -323,8 +323,7 @@ static int set_up_tables(struct server *s, int root, const struct fcvm_fuse_serv
 		s->streams[i] = (struct stream){.fd = -1, .ended = true};
 	if (!s->streams || s->epoll < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->pool.event, &e))
 		return s->streams ? -errno : -ENOMEM;
-	r = control_open(s, service->control);
-	return r ? r : count_open(s, service->counters);
+	return control_open(s, service->control);
 }
 
 /* All that must be there before the first message. */
@@ -334,6 +333,9 @@ static int set_up(struct server *s, const struct fcvm_fuse_service *service, str
 
 	/* Beyond the limit for a file's size it is EFBIG, and no end of the server. */
 	signal(SIGXFSZ, SIG_IGN);
+	r = count_open(s, service->counters);
+	if (r)
+		return fcvm_fail_errno(err, r, "volume %s: its counters", s->volume.folder);
 	r = sandbox_enter(s, &root, err);
 	if (r)
 		return r;
@@ -384,21 +386,24 @@ int fcvm_fuse_serve(const struct fcvm_fuse_volume *volume, const int *streams, u
 		.traces_fd = -1};
 	int r;
 
-	if (!nstreams || nstreams > FCVM_FUSE_MAX_STREAMS)
-		return fcvm_fail(err, -EINVAL, "volume %s: %u streams: 1 to %d there may be", volume->folder, nstreams,
+	if (nstreams && nstreams <= FCVM_FUSE_MAX_STREAMS)
+		r = set_up(&s, &alone, err);
+	else
+		r = fcvm_fail(err, -EINVAL, "volume %s: %u streams: 1 to %d there may be", volume->folder, nstreams,
 			FCVM_FUSE_MAX_STREAMS);
-	r = set_up(&s, &alone, err);
-	for (unsigned i = 0; i < nstreams && !r; i++) {
-		r = stream_open(&s, &s.streams[i], streams[i]);
-		s.nstreams++;
+	for (unsigned i = 0; i < nstreams; i++) {
+		if (r) {
+			fcvm_close(streams[i]);
+			continue;
+		}
+		r = stream_open(&s, &s.streams[s.nstreams++], streams[i]);
 		if (r)
 			fcvm_fail_errno(err, r, "volume %s: its streams", volume->folder);
 	}
 	s.control.phase = RUNNING;
-	if (!r && volume->ready_fd >= 0) {
+	if (!r && volume->ready_fd >= 0)
 		fcvm_fd_write_full(volume->ready_fd, "", 1);
-		fcvm_close(volume->ready_fd);
-	}
+	fcvm_close(volume->ready_fd);
 	if (!r)
 		r = serve(&s, err);
 	server_done(&s);

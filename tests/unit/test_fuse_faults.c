@@ -312,6 +312,24 @@ static void test_folder_flags(void)
 	CHECK(stop(&g) == 0);
 }
 
+/* What is taken over is closed, whatever becomes of it: who waits at the other end is told. */
+static void test_closed_on_failure(void)
+{
+	struct fcvm_fuse_volume volume = {.folder = "/nonexistent/folder"};
+	struct fcvm_err err = FCVM_ERR_INIT;
+	int fds[3][2];
+	char byte;
+
+	for (unsigned i = 0; i < 3; i++)
+		CHECK(fcvm_fd_pair(fds[i]) == 0 && fcvm_fd_nonblock(fds[i][1], true) == 0);
+	volume.ready_fd = fds[2][0];
+	CHECK(fcvm_fuse_serve(&volume, (int[]){fds[0][0], fds[1][0]}, 2, &err) == -ENOENT);
+	for (unsigned i = 0; i < 3; i++) {
+		CHECK(read(fds[i][1], &byte, 1) == 0);
+		close(fds[i][1]);
+	}
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -323,6 +341,7 @@ int main(void)
 	test_file_size_limit();
 	test_same_tick();
 	test_folder_flags();
+	test_closed_on_failure();
 	fcvm_tree_remove(AT_FDCWD, folder);
 	CHECK_DONE();
 }
