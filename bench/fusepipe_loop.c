@@ -25,7 +25,7 @@
 #include "fusepipe/guest/guest.h"
 #include "fusepipe/host/host.h"
 
-enum { IDS_MAX = 16 };
+enum { IDS_MAX = 16, TIMEOUT_S = 1 };
 
 struct loop {
 	struct fcvm_fuse_volume volume;
@@ -38,10 +38,30 @@ struct loop {
 	pid_t server, pump;
 };
 
+static const char help[] =
+	"usage: fusepipe-loop SRC MOUNTPOINT [OPTION]...\n"
+	"\n"
+	"Mounts the folder SRC at MOUNTPOINT by both halves of a volume, without a VM. Returns\n"
+	"when the mount answers; umount MOUNTPOINT ends it. Needs root and /dev/fuse.\n"
+	"\n"
+	"  --readers N           threads and streams (1)\n"
+	"  --cache MODE          what the mount may take for granted: auto, names and attributes\n"
+	"                        for a second (the default); none, nothing\n"
+	"  --timeout SECONDS     the same for so long\n"
+	"  --foreground          return when the mount ends: by umount, SIGINT or SIGTERM\n"
+	"  --readonly            nothing is written\n"
+	"  --devices             devices may be made\n"
+	"  --local-locks         locks exclude within the mount only\n"
+	"  --max-nodes N         files that may be known at a time (1,000,000)\n"
+	"  --map GUEST:HOST:COUNT\n"
+	"                        so many user and group ids from GUEST on are those from HOST\n"
+	"                        on; may be given more than once\n"
+	"  --help                this text\n";
+
 static int usage(void)
 {
-	fprintf(stderr, "usage: fusepipe-loop SRC MOUNTPOINT [--readers N] [--readonly] [--devices] [--local-locks] [--timeout SECONDS]\n"
-		"       [--max-nodes N] [--map GUEST:HOST:COUNT]... [--foreground]\n");
+	fprintf(stderr, "usage: fusepipe-loop SRC MOUNTPOINT [--readers N] [--cache auto|none] [--foreground] [OPTION]...\n"
+		"       (fusepipe-loop --help says more)\n");
 	return 2;
 }
 
@@ -56,6 +76,46 @@ static bool add_ids(struct loop *l, const char *text)
 	return true;
 }
 
+static bool set_cache(struct loop *l, const char *mode)
+{
+	bool none = !strcmp(mode, "none");
+
+	l->volume.timeout_s = none ? 0 : TIMEOUT_S;
+	return none || !strcmp(mode, "auto");
+}
+
+static bool take_option(struct loop *l, int c)
+{
+	switch (c) {
+	case 'n':
+		l->readers = (unsigned)atoi(optarg);
+		return true;
+	case 'c':
+		return set_cache(l, optarg);
+	case 't':
+		l->volume.timeout_s = atof(optarg);
+		return true;
+	case 'f':
+		return l->foreground = true;
+	case 'r':
+		return l->volume.readonly = true;
+	case 'd':
+		return l->volume.devices = true;
+	case 'l':
+		return l->volume.local_locks = true;
+	case 'm':
+		l->volume.max_nodes = (unsigned)atoi(optarg);
+		return true;
+	case 'i':
+		return add_ids(l, optarg);
+	case 'h':
+		fputs(help, stdout);
+		exit(0);
+	default:
+		return false;
+	}
+}
+
 static bool parse(struct loop *l, int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -63,28 +123,14 @@ static bool parse(struct loop *l, int argc, char **argv)
 		{"devices", no_argument, NULL, 'd'},         {"timeout", required_argument, NULL, 't'},
 		{"max-nodes", required_argument, NULL, 'm'}, {"map", required_argument, NULL, 'i'},
 		{"foreground", no_argument, NULL, 'f'},      {"local-locks", no_argument, NULL, 'l'},
+		{"cache", required_argument, NULL, 'c'},     {"help", no_argument, NULL, 'h'},
 		{NULL, 0, NULL, 0},
 	};
 	int c;
 
-	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		if (c == 'n')
-			l->readers = (unsigned)atoi(optarg);
-		else if (c == 'r')
-			l->volume.readonly = true;
-		else if (c == 'd')
-			l->volume.devices = true;
-		else if (c == 't')
-			l->volume.timeout_s = atof(optarg);
-		else if (c == 'm')
-			l->volume.max_nodes = (unsigned)atoi(optarg);
-		else if (c == 'l')
-			l->volume.local_locks = true;
-		else if (c == 'f')
-			l->foreground = true;
-		else if (c != 'i' || !add_ids(l, optarg))
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
+		if (!take_option(l, c))
 			return false;
-	}
 	return optind + 2 == argc && l->readers >= 1 && l->readers <= FCVM_FUSE_MAX_STREAMS;
 }
 
@@ -223,7 +269,7 @@ static void to_background(int *ret_report)
 
 int main(int argc, char **argv)
 {
-	struct loop l = {.readers = 1, .volume = {.timeout_s = 1, .ready_fd = -1}, .device = -1};
+	struct loop l = {.readers = 1, .volume = {.timeout_s = TIMEOUT_S, .ready_fd = -1}, .device = -1};
 	struct fcvm_err err = FCVM_ERR_INIT;
 	int report = -1, r;
 	sigset_t signals;
