@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* What would be used here, and why not the other. */
 #include <errno.h>
+#include <linux/landlock.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -81,6 +83,20 @@ static void check_file(struct report *to, const char *file)
 	to->ok = false;
 }
 
+/* What keeps a volume's server in its folder once its guest has taken it over (fusepipe/host/sandbox.c). */
+static void check_confinement(struct report *to)
+{
+	bool root = geteuid() == 0;
+	bool landlock = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) >= 2;
+
+	/* Volumes work without. */
+	add(to, "volumes' sandbox", root || landlock,
+		root ? "mount namespace, system call filter" : landlock ? "Landlock, system call filter"
+									: "system call filter; no Landlock",
+		root || landlock ? "" : "a guest that takes a volume's server over reaches all files that you can: Linux 5.19 or "
+					"newer, with landlock among the kernel's lsm=");
+}
+
 static void describe(const struct choice *with, char *to, size_t size)
 {
 	snprintf(to, size, "%s %s, %s: %s (%s)", with->driver->name, with->probe->version, with->probe->accel,
@@ -152,6 +168,7 @@ int fcvm_doctor(char **ret_json, struct fcvm_err *err)
 	check_file(&to, "fcvm-agent");
 	check_file(&to, "fcvm-volume");
 	check_file(&to, "libfcvm-ram.so");
+	check_confinement(&to);
 	check_folder(&to, "data folder", fcvm_store_data(runtime_store(rt)), FCVM_GIB,
 		"make room, or set FCVM_DATA to a folder on a larger disk");
 	check_folder(&to, "run folder", fcvm_store_run(runtime_store(rt)), FCVM_GIB,

@@ -147,6 +147,7 @@ describe("listings", function()
         end
         local _, out = cli.sh "fcvm doctor --json"
         assert.matches('^{.*"checks".*}\n$', out)
+        contains('"volumes\' sandbox"', out)
         _, out = cli.sh "fcvm gc --json"
         assert.matches('^{.*"removed".*}\n$', out)
     end)
