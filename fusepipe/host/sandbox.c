@@ -2,7 +2,8 @@
 /*
  * What the serving process can still do once it reads what a guest sends: its root is the volume's folder in a mount
  * namespace of its own (no devices, no set-id; read-only if the volume is), its capabilities are those that acting for
- * callers takes, it gains none by exec, and most system calls do not exist for it.
+ * callers takes, it gains none by exec, and most system calls do not exist for it. One way out of the folder is left to a
+ * server of root's that was taken over: by open_by_handle_at(2), which nodes are shelved by, to the rest of its file system.
  *
  * For a user who is not root it is Landlock that keeps the process beneath the folder: a mount namespace would take a
  * user namespace, in which everybody else's files are nobody's. Where the kernel has no Landlock (5.19 and newer have
@@ -79,7 +80,10 @@ static int own_root(struct server *s)
 		attr.attr_set &= ~(uint64_t)MOUNT_ATTR_NODEV;
 	if (s->volume.readonly)
 		attr.attr_set |= MOUNT_ATTR_RDONLY;
-	/* Not private: what the host unmounts would live on here, in use by nobody whom the host knows of. */
+	/*
+	 * Not private: what the host unmounts would live on here, in use by nobody whom the host knows of. So what it mounts
+	 * beneath the folder from now on is here, too, as it has mounted it: session.c sees to a read-only volume.
+	 */
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
 		return -errno;
 	/* By its path: a descriptor from before belongs to the other namespace's mount. */
@@ -129,13 +133,14 @@ static int capabilities(struct server *s)
 		return -EPERM;
 	mknod_too = s->volume.devices && capng_have_capability(CAPNG_EFFECTIVE, CAP_MKNOD);
 	for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; i++)
-		have[i] = s->privileged && capng_have_capability(CAPNG_EFFECTIVE, wanted[i]) &&
-			/* What it permits counts on the host whoever has set it. */
-			!(wanted[i] == CAP_SETFCAP && cred_mapped(s));
+		have[i] = s->privileged && capng_have_capability(CAPNG_EFFECTIVE, wanted[i]);
 	capng_clear(CAPNG_SELECT_ALL);
 	for (unsigned i = 0; i < sizeof wanted / sizeof *wanted; i++)
 		if (have[i])
 			capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, wanted[i]);
+	/* A file's count on the host, whoever has set them: not for a guest whose root is none of the host's. */
+	if (cred_mapped(s))
+		capng_update(CAPNG_DROP, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_SETFCAP);
 	if (s->privileged && mknod_too)
 		capng_update(CAPNG_ADD, CAPNG_EFFECTIVE | CAPNG_PERMITTED, CAP_MKNOD);
 	s->fsetid = s->privileged;
