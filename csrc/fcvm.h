@@ -268,8 +268,8 @@ FCVM_API int fcvm_vm_unmount(struct fcvm_vm *vm, const char *guest, bool force, 
  * {read: {count, total: {p50_us, p99_us}, to_srv, fs, to_cli}, ...}}].
  */
 FCVM_API int fcvm_vm_volumes(struct fcvm_vm *vm, char **ret_json, struct fcvm_err *err);
-/* What was traced last (FCVM_FUSE_TRACE_RATE=N in the environment of the process that mounts: every Nth request), a line each,
- * of volume `number`; malloc'ed, NUL-terminated. */
+/* What was traced last (FCVM_FUSE_TRACE_RATE=N in the environment of the process that mounts: every Nth request; after a
+ * restore only with one that is not 0 there, too), a line each, of volume `number`; malloc'ed, NUL-terminated. */
 FCVM_API int fcvm_vm_traces(struct fcvm_vm *vm, unsigned number, char **ret_text, size_t *ret_size, struct fcvm_err *err);
 
 /* ---- snapshots and clones ---- */

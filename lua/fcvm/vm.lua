@@ -402,7 +402,7 @@ function VM:volumes()
 end
 
 --- What was traced last on a volume: with `FCVM_FUSE_TRACE_RATE=N` in the environment of this process when it mounts,
--- every Nth request from the guest's dequeueing it to the reply.
+-- every Nth request from the guest's dequeueing it to the reply. Of a VM that is restored only with it set here, too.
 --
 --     [TRACE         read] total=212µs srv=63µs | fs=11 | to_srv=101 to_cli=48
 -- @tparam string guest where it is mounted
