@@ -143,12 +143,12 @@ static int obey(struct reader *r, const struct fuse_out_header *h, const void *b
 		if (r->phase != READER_RUNS)
 			return 0;
 		r->phase = READER_PAUSED;
-		return say(r, FCVM_FUSE_PAUSED, NULL, 0);
+		return say(r, FCVM_FUSE_PAUSED, "", 0);
 	case FCVM_FUSE_END:
 		if (r->phase != READER_PAUSED)
 			return -EBADMSG;
 		r->phase = READER_QUIET;
-		return say(r, FCVM_FUSE_QUIET, NULL, 0);
+		return say(r, FCVM_FUSE_QUIET, "", 0);
 	case FCVM_FUSE_RESUME:
 		r->phase = READER_RUNS;
 		return 0;
