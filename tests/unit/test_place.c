@@ -11,31 +11,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/fd.h"
-#include "check.h"
 #include "core/vm.h"
+#include "test_vm.h"
 
 #define HEX8   "[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]"
 #define PLACES "/dev/shm/fcvm-" HEX8
 
-static struct fcvm_err err;
 static pid_t agent_pid;
-
-static bool ok(int r)
-{
-	if (r < 0)
-		fprintf(stderr, "%s\n%s\n", err.message, err.detail);
-	return r == 0;
-}
-
-static bool says(const char *text)
-{
-	bool found = strstr(err.message, text) != NULL;
-
-	if (!found)
-		fprintf(stderr, "no '%s' in: %s\n", text, err.message);
-	return found;
-}
 
 /* A VM object that is running as far as anybody can see. */
 static struct fcvm_vm *make_node(void)

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* The public interface against real guests: life cycle, snapshots, clones, and what goes wrong with them. */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -9,29 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/fd.h"
-#include "base/until.h"
-#include "check.h"
-#include "fcvm.h"
-
-static struct fcvm_err err;
-
-/* Zero, or the message is shown. */
-static bool ok(int r)
-{
-	if (r < 0)
-		fprintf(stderr, "%s\n%s\n", err.message, err.detail);
-	return r == 0;
-}
-
-static bool says(const char *text)
-{
-	bool found = strstr(err.message, text) != NULL;
-
-	if (!found)
-		fprintf(stderr, "no '%s' in: %s\n", text, err.message);
-	return found;
-}
+#include "test_vm.h"
 
 static struct fcvm_vm *start(const char *name, bool cold)
 {
@@ -44,34 +21,6 @@ static struct fcvm_vm *start(const char *name, bool cold)
 	CHECK(ok(fcvm_vm_new(&vm, &config, &err)));
 	CHECK(ok(fcvm_vm_start(vm, FCVM_DEFAULT_TIMEOUT, &err)));
 	return vm;
-}
-
-/* The stdout of a shell command, in a buffer that the next call reuses. */
-static const char *sh(struct fcvm_vm *vm, const char *command)
-{
-	static char text[4][4096];
-	static unsigned i;
-	struct fcvm_exec_result out = FCVM_EXEC_RESULT_INIT;
-	char *to = text[i++ % 4];
-	int r = fcvm_vm_exec(vm, (const char *[]){"sh", "-c", command, NULL}, NULL, &out, &err);
-
-	to[0] = 0;
-	if (ok(r))
-		snprintf(to, sizeof text[0], "%s", out.stdout_data);
-	fcvm_exec_result_done(&out);
-	return to;
-}
-
-static unsigned vms_listed(void)
-{
-	char *json = NULL, *at;
-	unsigned n = 0;
-
-	CHECK(ok(fcvm_list_vms(&json, &err)));
-	for (at = json; at && (at = strstr(at, "\"vcpus\"")); at++)
-		n++;
-	free(json);
-	return n;
 }
 
 /* A checksum of a file that must not change. */
@@ -286,52 +235,13 @@ static void test_cold(void)
 	fcvm_vm_free(vm);
 }
 
-/* But for what is kept there on purpose: the gate, and what a probe found. */
-static bool is_empty(const char *run)
-{
-	DIR *dir = opendir(run);
-	struct dirent *e;
-	bool empty = dir != NULL;
-
-	while (dir && (e = readdir(dir))) {
-		if (e->d_name[0] == '.')
-			continue;
-		fprintf(stderr, "left: %s/%s\n", run, e->d_name);
-		empty = false;
-	}
-	if (dir)
-		closedir(dir);
-	return empty;
-}
-
 int main(void)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} tests[] = {
+	static const struct test tests[] = {
 		{"misuse", test_misuse}, {"cold", test_cold}, {"life", test_life}, {"going on", test_going_on},
 		{"named", test_named}, {"vmm killed", test_vmm_killed}, {"boot hangs", test_boot_hangs},
 	};
-	char run[] = "/dev/shm/fcvm-test-vm-XXXXXX";
 
-	/* A run folder of its own, so that it can be seen to be empty at the end. */
-	if (!mkdtemp(run))
-		return 1;
-	setenv("FCVM_RUN", run, 1);
-	signal(SIGPIPE, SIG_IGN);
-	for (unsigned i = 0; i < sizeof tests / sizeof *tests; i++) {
-		unsigned before = check_failed;
-		int64_t from = fcvm_now_ns();
-
-		if (getenv("ONLY") && strcmp(getenv("ONLY"), tests[i].name) != 0)
-			continue;
-		tests[i].run();
-		printf("%s: %s, %.1f s\n", tests[i].name, check_failed > before ? "FAILED" : "passed",
-			(fcvm_now_ns() - from) / 1e9);
-		fflush(stdout);
-	}
-	CHECK(is_empty(run));
-	fcvm_tree_remove(AT_FDCWD, run);
+	run_tests(tests, sizeof tests / sizeof *tests);
 	CHECK_DONE();
 }
