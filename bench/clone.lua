@@ -12,14 +12,11 @@ local here = arg[0]:match "^(.*)/" or "."
 package.path = here .. "/?.lua;" .. package.path
 local plain_qemu = require "plain_qemu"
 local report = require "report"
+local setting = require "setting"
 
-local function from_environment(name, default)
-    return math.tointeger(tonumber(os.getenv("FCVM_BENCH_" .. name) or default))
-end
-
-local RUNS = from_environment("RUNS", 5)
-local COUNT = from_environment("COUNT", 50)
-local PLAIN = from_environment("PLAIN", COUNT)
+local RUNS = setting("RUNS", 5)
+local COUNT = setting("COUNT", 50)
+local PLAIN = setting("PLAIN", COUNT)
 local MEMORY = os.getenv "FCVM_BENCH_MEMORY" or "512M"
 local EXECS, SINGLES, SCRIPTS = 100, 5, 20
 local SETTLE_S, IDLE_S = 2, 5

@@ -9,12 +9,12 @@
 local fcvm = require "fcvm"
 local measure = require "fcvm.measure"
 
-local function from_environment(name, default)
-    return math.tointeger(tonumber(os.getenv("FCVM_BENCH_" .. name) or default))
-end
+local here = arg[0]:match "^(.*)/" or "."
+package.path = here .. "/?.lua;" .. package.path
+local setting = require "setting"
 
-local RUNS = from_environment("RUNS", 15)
-local COUNT = from_environment("COUNT", 50)
+local RUNS = setting("RUNS", 15)
+local COUNT = setting("COUNT", 50)
 local MEMORY = os.getenv "FCVM_BENCH_MEMORY" or "512M"
 local TRACED = 3
 

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* LIBS: node wire base */
 /*
  * A link that is served to others (fcvm_node_serve), over a real agent that FCVM_AGENT names:
  * several clients at once, hostile ones, and ones that are killed.

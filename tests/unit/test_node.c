@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* LIBS: node wire base */
 /*
  * What a node must do, whatever is behind it: one suite, run over the local node, over an agent
  * (FCVM_AGENT names the binary, run on this host by --fd), over a served link to it, and over the

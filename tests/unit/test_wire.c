@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: MIT */
-/* LIBS: wire base */
 /* Frames and payloads: what was put is got, and nothing else is taken for a frame. */
 #include <errno.h>
 #include <stdlib.h>
