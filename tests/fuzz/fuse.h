@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the fuzzers of the volume's server share: a folder to serve, with a secret beside it, and a guest that is made of
- * the input's bytes: messages that mostly pass the validator, with names and ids that mostly exist.
+ * What the fuzzers of the volume's server share: a folder to serve, with a secret beside it, and a guest that is made
+ * of the input's bytes: messages that mostly pass the validator, with names and ids that mostly exist.
  */
 #ifndef FCVM_TESTS_FUZZ_FUSE_H
 #define FCVM_TESTS_FUZZ_FUSE_H
@@ -177,7 +177,8 @@ static inline void guest_asks(struct guest *g, union message *m)
 }
 
 /* A message by hand. */
-static inline void message_make(union message *m, uint32_t opcode, uint64_t unique, uint64_t node, const void *body, size_t size)
+static inline void message_make(union message *m, uint32_t opcode, uint64_t unique, uint64_t node, const void *body,
+	size_t size)
 {
 	*m = (union message){.h = {.len = sizeof m->h + size, .opcode = opcode, .unique = unique, .nodeid = node}};
 	if (size)
@@ -212,13 +213,14 @@ static inline void bare_begin(struct bare *b)
 	/* As the server has it; not at first, for libFuzzer takes the signal then. */
 	signal(SIGXFSZ, SIG_IGN);
 	/* Ids of the process are not the input's to change. */
-	*b = (struct bare){.s = {.volume = {.folder = folder, .timeout_s = 1, .max_nodes = 64}, .privileged = false, .umask = -1,
-		.max_open = 16, .shelf = -1, .epoll = -1, .nstreams = 1}, .st = {.fd = -1}};
+	*b = (struct bare){.s = {.volume = {.folder = folder, .timeout_s = 1, .max_nodes = 64}, .privileged = false,
+		.umask = -1, .max_open = 16, .shelf = -1, .sync.fd = -1, .epoll = -1, .nstreams = 1}, .st = {.fd = -1}};
 	require(!fstat(root, &about));
 	b->s.root_dev = about.st_dev;
 	shelf_open(&b->s, root);
-	require(!nodes_init(&b->s, root, &about) && !pool_init(&b->s.pool) && !bytes_init(&b->st.in) && !bytes_init(&b->st.out));
-	require(!session_open(&b->s, NULL));
+	sync_open(&b->s, root);
+	require(!nodes_init(&b->s, root, &about) && !pool_init(&b->s.pool) && !session_open(&b->s, NULL));
+	require(!bytes_init(&b->st.in) && !bytes_init(&b->st.out));
 	b->s.counters = &counters;
 	b->s.streams = b->s.current = &b->st;
 }
@@ -227,6 +229,7 @@ static inline void bare_end(struct bare *b)
 {
 	struct server *s = &b->s;
 
+	sync_done(s);
 	pool_done(s);
 	lock_done(s);
 	session_close(s);
@@ -239,6 +242,7 @@ static inline void bare_end(struct bare *b)
 	bytes_done(&b->st.in);
 	bytes_done(&b->st.out);
 	fcvm_close(s->shelf);
+	fcvm_close(s->sync.fd);
 }
 
 /* Jobs are waited for, so that each input does the same each time. Then the guest hears the replies. */
@@ -247,6 +251,7 @@ static inline void bare_settle(struct bare *b, struct guest *g)
 	struct server *s = &b->s;
 	struct bytes *out = &b->st.out;
 
+	sync_step(s);
 	while (s->pool.pending) {
 		struct job *next;
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * libFuzzer over a volume's server as it runs: its loop in a thread, one or two streams and its owner's socket in ours. The
- * input says what comes by them: bytes as they are, messages that mostly pass, what the halves tell each other, the
- * owner's commands; and whether the guest reads, obeys, and ends its streams. It may stop and go on from its saved state.
+ * libFuzzer over a volume's server as it runs: its loop in a thread, one or two streams and its owner's socket in ours.
+ * The input says what comes by them: bytes as they are, messages that mostly pass, what the halves tell each other, the
+ * owner's commands; and whether the guest reads, obeys, and ends its streams. It may stop and go on from its saved
+ * state.
  *
  * After each step the owner asks what is no command: what came before it has been taken when the reply is there.
  */
@@ -166,7 +167,9 @@ static void command(struct run *run, struct fcvm_volume_request *q, const int *f
 
 static void hear_reply(struct run *run, const struct fcvm_volume_reply *r, ssize_t size)
 {
-	require(size > (ssize_t)offsetof(struct fcvm_volume_reply, text) && !r->text[size - 1 - offsetof(struct fcvm_volume_reply, text)]);
+	ssize_t text = size - (ssize_t)offsetof(struct fcvm_volume_reply, text);
+
+	require(text > 0 && !r->text[text - 1]);
 	require(r->result <= 0 && (r->result == 0) == !r->text[0]);
 	if (r->number == run->saves && !r->result)
 		run->saved = true;

@@ -60,7 +60,8 @@ static void live(struct bare *b, struct guest *g)
 /* Where in it, and what to do there: a byte is changed, a word is another, bytes go or come. */
 static size_t edit(struct guest *g, char *state, size_t size)
 {
-	static const uint32_t words[] = {0, 1, 2, 3, 255, 256, 257, 4095, 4096, 65536, 0x7fffffff, 0x80000000, 0xffffffff, 0xfffffff8};
+	static const uint32_t words[] = {0, 1, 2, 3, 255, 256, 257, 4095, 4096, 65536, 0x7fffffff, 0x80000000, 0xffffffff,
+		0xfffffff8};
 	uint8_t how = byte(g);
 	size_t at = (size_t)(byte(g) | byte(g) << 8) % (size + 1), n = how / 4 % 16 * 8;
 

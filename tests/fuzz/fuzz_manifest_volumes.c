@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What a manifest says of volumes. The input chooses members and their values, of which most fit; what parses is in bounds,
- * and is the same when it is written and parsed again.
+ * What a manifest says of volumes. The input chooses members and their values, of which most fit; what parses is in
+ * bounds, and is the same when it is written and parsed again.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,8 +28,8 @@ static unsigned char byte(struct input *in)
 
 static void put_value(FILE *f, struct input *in, const char *usual)
 {
-	static const char *const others[] = {"null", "-1", "0", "1", "31", "32", "256", "257", "1e9", "1e10", "-0.5", "4294967295",
-		"4294967296", "9223372036854775807", "true", "\"\"", "\"/\"", "\"/a\\u0001\"", "\"a/..\"", "{}", "[[0,0,1]]",
+	static const char *const others[] = {"null", "-1", "0", "1", "31", "32", "256", "257", "1e9", "1e10", "-0.5",
+		"4294967295", "4294967296", "9223372036854775807", "true", "\"\"", "\"/\"", "\"/a\\u0001\"", "\"a/..\"", "{}", "[[0,0,1]]",
 		"[0,0]", "[4294967295,0,1]", "[4294967295,0,2]", "[0,0,4294967295,1.5,0,1]", "{\"0\":0,\"1\":0,\"2\":1}"};
 	unsigned char how = byte(in);
 
@@ -54,8 +54,8 @@ static void put_value(FILE *f, struct input *in, const char *usual)
 static void put_volume(FILE *f, struct input *in, unsigned i)
 {
 	char number[16];
-	const char *const members[][2] = {{"number", number}, {"host", "\"/srv\""}, {"guest", "\"/work\""}, {"readonly", "true"},
-		{"devices", "false"}, {"locks", "\"guest\""}, {"readers", "2"}, {"timeout_s", "1.5"}, {"root", "false"},
+	const char *const members[][2] = {{"number", number}, {"host", "\"/srv\""}, {"guest", "\"/work\""},
+		{"readonly", "true"}, {"devices", "false"}, {"locks", "\"guest\""}, {"readers", "2"}, {"timeout_s", "1.5"}, {"root", "false"},
 		{"port", "true"}, {"uid_map", "[0,1000,1]"}, {"gid_map", "[]"}};
 
 	snprintf(number, sizeof number, "%u", i);
@@ -85,7 +85,8 @@ static void look_at(const struct fcvm_manifest_volume *v)
 	require(again->number == v->number && again->readers == v->readers && !strcmp(again->host, v->host) &&
 		!strcmp(again->guest, v->guest) && again->readonly == v->readonly && again->devices == v->devices &&
 		again->local_locks == v->local_locks && again->root == v->root && again->port == v->port);
-	require(same_ids(again->uids, again->nuids, v->uids, v->nuids) && same_ids(again->gids, again->ngids, v->gids, v->ngids));
+	require(same_ids(again->uids, again->nuids, v->uids, v->nuids));
+	require(same_ids(again->gids, again->ngids, v->gids, v->ngids));
 	fcvm_manifest_volume_done(again);
 	free(again);
 	fcvm_json_free(list);
