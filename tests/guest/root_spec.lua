@@ -76,9 +76,28 @@ describe("run --root", function()
             printf 'int answer(void);\nint main(void) { return answer() != 42; }\n' >main.c
             printf 'int answer(void) { return 42; }\n' >answer.c
             printf 'program: main.o answer.o\n\t$(CC) -o $@ $^\nclean:\n\trm -f *.o program\n' >Makefile
-            fcvm run --root / -m 512M -v .:$PWD -w $PWD -- make && ./program && echo built]]
+            fcvm run --root / -v .:$PWD -w $PWD -- make && ./program && echo built]]
         assert.equal(0, code, err)
         assert.matches("built\n$", out)
+    end)
+
+    it("boots a tree of Debian packages", function()
+        -- Of files of packages that are installed here: no mirror is asked, and it is not this host's root.
+        local code, out, err = cli.sh [[
+            mkdir -p tree/usr/bin tree/usr/sbin tree/usr/lib tree/usr/lib64
+            for d in bin sbin lib lib64; do ln -s usr/$d tree/$d; done
+            dpkg-query -L base-files base-passwd libc6 dash coreutils libacl1 libattr1 libselinux1 libpcre2-8-0 libgmp10 |
+                while read -r f; do [ -e "$f" ] && echo "$f"; done |
+                tar -C / -cf - --no-recursion -T - 2>tar-said | tar -C tree -xf - --keep-directory-symlink
+            [ -e tree/bin/sh ] || ln -s dash tree/bin/sh
+            cp /etc/passwd tree/etc/
+            fcvm run --root tree -- sh -c 'echo "$(whoami) $(cat /etc/debian_version)"; ls /usr/bin | wc -l
+                echo new >/etc/new && cat /etc/new; ls -d /work /home/* 2>/dev/null'
+            [ ! -e tree/etc/new ] ]]
+        assert.equal(0, code, err)
+        local version, programs = out:match "^root ([^\n]+)\n(%d+)\nnew\n$"
+        assert.equal(host "cat /etc/debian_version", (version or out) .. "\n")
+        assert.is_true(tonumber(programs) > 50)
     end)
 
     it("says what is no root", function()

@@ -163,6 +163,26 @@ describe("a volume", function()
         end
     end)
 
+    it("has flock and whole files by as many readers as there may be", function()
+        local folder = T.folder()
+        check(vm:mount { host = folder, guest = "/many", readers = 256 })
+        assert.equal(256, T.volume(vm, "/many").readers)
+        host(("head -c 1000000 /dev/urandom >%s/big"):format(folder))
+        local sum = host(("md5sum <%s/big"):format(folder)):match "%x+"
+        guest(vm, "rm -f /tmp/let-go")
+        local p <close> = check(vm:spawn { "/many/prober", "flock", "/many/locked", "/tmp/let-go" })
+        assert.equal("locked", check(p:read("l", { timeout = 10 })))
+        assert.equal("busy\n", host(("%s flock %s/locked /"):format(T.prober, folder)))
+        -- One by one they would be served by one reader.
+        local sums = guest(vm, [[for i in $(seq 16); do cp /many/big /many/$i & done; wait
+            for i in $(seq 16); do md5sum </many/$i; done | sort | uniq -c]], 60)
+        assert.matches("^ +16 " .. sum .. "  %-\n$", sums)
+        guest(vm, "touch /tmp/let-go")
+        check(p:wait(10))
+        assert.equal("locked\n", (guest(vm, "/many/prober flock /many/locked /")))
+        check(vm:unmount "/many")
+    end)
+
     it("has locks that wait for this host's programs", function()
         os.remove(src .. "/let-go")
         local holder = assert(io.popen(("%s lock %s/awaited %s/let-go"):format(T.prober, src, src)))
@@ -372,6 +392,40 @@ describe("snapshots and clones", function()
         end)
     end)
 
+    it("are ten copies of a template, each with open files and locks of its own", function()
+        local src, own = T.folder(), T.folder()
+        local vm <close> = T.vm { name = "ten", volumes = { src .. ":/work", own .. ":/own:locks=guest" } }
+        guest(vm, [[setsid sh -c 'exec 3>>/work/log; touch /tmp/open; until [ -e /tmp/go ]; do sleep 0.1; done
+            hostname >&3; touch /tmp/gone' >/dev/null 2>&1 </dev/null &
+            setsid /own/prober lock /own/locked /tmp/let-go >/tmp/lock 2>&1 </dev/null &]])
+        T.await("the programs are ready", 10, function()
+            return guest(vm, "ls /tmp/open; cat /tmp/lock") == "/tmp/open\nlocked\n"
+        end)
+        local snap <close> = check(vm:snapshot { stop = true })
+        check(snap:prepare(1))
+        local clones <close> = check(snap:clone(10))
+        local names = {}
+        assert.equal(20, #T.servers())
+        fcvm.parallel(clones, function(clone)
+            assert.equal("busy\n", (guest(clone, "/own/prober lock /own/locked /")))
+            guest(clone, "touch /tmp/go; until [ -e /tmp/gone ]; do sleep 0.1; done")
+            names[#names + 1] = clone.name
+        end)
+        local log = {}
+        for name in T.read(src .. "/log"):gmatch "[^\n]+" do log[#log + 1] = name end
+        table.sort(names)
+        table.sort(log)
+        assert.same(names, log)
+        -- One lets go: nobody else's is gone by that.
+        guest(clones[3], "touch /tmp/let-go")
+        T.await("the lock is let go", 10, function()
+            return guest(clones[3], "/own/prober lock /own/locked /tmp/let-go") == "locked\n"
+        end)
+        assert.equal("busy\n", (guest(clones[4], "/own/prober lock /own/locked /")))
+        clones:close()
+        T.await("the servers end", 5, function() return #T.servers() == 0 end)
+    end)
+
     it("by name go with their volumes", function()
         local src = T.folder()
         local name = "volumes-spec-" .. os.time()
@@ -394,6 +448,10 @@ describe("a VM that is killed while it writes", function()
         local vm <close> = T.vm { volumes = { src .. ":/work" } }
         local p <close> = check(vm:spawn { "/work/prober", "append", "/work/records" })
         for _ = 1, 20 do check(p:read("l", { timeout = 10 })) end
+        -- A record is told of once it is synced: that has reached this host, and was no failure.
+        local fsync = T.volume(vm, "/work").ops.fsync
+        assert.is_true(fsync.count >= 20)
+        assert.equal(0, fsync.errors)
         check(vm:kill())
         local last = 20
         for line in p:lines() do last = tonumber(line) or last end
