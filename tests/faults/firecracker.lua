@@ -1,26 +1,15 @@
 -- SPDX-License-Identifier: MIT
 -- Firecracker is killed at each step, and meets snapshots that are torn: what waits for it fails in time and says why, and
 -- nothing is left. Run where KVM works: see the script firecracker. ROUNDS: how many kills of each kind.
+package.path = (debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 local fcvm = require "fcvm"
+local T = require "support"
 
+local check, sh = T.check, T.sh
 local rounds = tonumber(arg[1]) or 4
 local config = { driver = "firecracker", memory = "96M" }
-local failures = 0
 -- an emulated machine, and others on it
 local SLOW = 60
-
-local function check(ok, ...)
-    if ok then return end
-    failures = failures + 1
-    io.stdout:write("FAILED: ", table.concat({ ... }, " "), "\n")
-end
-
-local function sh(command)
-    local p = assert(io.popen(command))
-    local text = p:read "a"
-    p:close()
-    return text
-end
 
 -- Prints the pids of this test's Firecrackers, by its mark: there may be others on this machine.
 local OURS = ([[for p in $(pgrep -f -- '[-]-api-sock'); do grep -saq "FCVM_FAULTS=%s" /proc/$p/environ && echo $p; done]])
@@ -195,4 +184,4 @@ if os.getenv "DOOMED" then
 end
 
 check(assert(base:exec { "echo", "on" }).stdout == "on\n", "the base does not live")
-os.exit(failures == 0 and 0 or 1, true)
+T.finish()

@@ -1,13 +1,10 @@
 -- SPDX-License-Identifier: MIT
 -- Guests that print without end, and hundreds of programs at once: memory and logs stay bounded, nobody is stalled.
+package.path = (debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 local fcvm = require "fcvm"
+local T = require "support"
 
-local failures = 0
-local function check(ok, ...)
-    if ok then return end
-    failures = failures + 1
-    io.stdout:write("FAILED: ", table.concat({ ... }, " "), "\n")
-end
+local check = T.check
 
 local function status_mb(what)
     for line in io.lines "/proc/self/status" do
@@ -102,4 +99,4 @@ local function all()
 end
 
 fcvm.spawn(all):await()
-os.exit(failures == 0 and 0 or 1, true)
+T.finish()

@@ -1,13 +1,10 @@
 -- SPDX-License-Identifier: MIT
 -- Guests whose agent breaks every rule: an error in time, memory that stays bounded, and nothing else.
+package.path = (debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 local fcvm = require "fcvm"
+local T = require "support"
 
-local failures = 0
-local function check(ok, ...)
-    if ok then return end
-    failures = failures + 1
-    io.stdout:write("FAILED: ", table.concat({ ... }, " "), "\n")
-end
+local check = T.check
 
 local function memory_mb()
     for line in io.lines "/proc/self/status" do
@@ -80,4 +77,4 @@ io.stdout:write(("  at most %.0f MiB\n"):format(mb))
 check(mb < 150, "memory grew to", mb, "MiB")
 check(#fcvm.list() == 1, "VMs are left")
 base:close()
-os.exit(failures == 0 and 0 or 1, true)
+T.finish()

@@ -110,6 +110,36 @@ function phases.copies()
     end
 end
 
+local function folder()
+    local path = os.getenv "FCVM_DATA" .. "/volume"
+    os.execute("mkdir -p " .. path)
+    return path
+end
+
+function phases.mounts()
+    local vm <close> = started()
+    local volume = { host = folder(), guest = "/volume", readers = 2 }
+    ready()
+    while true do
+        assert(vm:mount(volume))
+        assert(vm:exec { "sh", "-c", "echo x >/volume/file; cat /volume/file" })
+        assert(vm:unmount "/volume")
+    end
+end
+
+-- A VM and clones that write to their volumes meanwhile.
+function phases.volumes()
+    local vm <close> = started()
+    assert(vm:mount { host = folder(), guest = "/volume" })
+    assert(vm:mount { host = folder(), guest = "/other", locks = "guest", readers = 4 })
+    local p <close> = assert(vm:spawn { "sh", "-c", "while :; do echo x >/volume/$(hostname); cat /other/*; done" })
+    ready()
+    while true do
+        local snap <close> = assert(vm:snapshot())
+        local clones <close> = assert(snap:clone(2))
+    end
+end
+
 function phases.teardown()
     ready()
     while true do

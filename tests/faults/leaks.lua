@@ -1,9 +1,11 @@
 -- SPDX-License-Identifier: MIT
 -- leaks.lua N: starts, snapshots, clones and frees over and over; descriptors, threads and memory stay as they were.
+package.path = (debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 local fcvm = require "fcvm"
+local T = require "support"
 
+local check = T.check
 local count = tonumber(arg[1])
-local failures = 0
 
 local function lines(command)
     local p = assert(io.popen(command))
@@ -31,7 +33,7 @@ local function used()
     return {
         fds = lines(("ls /proc/%d/fd"):format(self)),
         threads = lines(("ls /proc/%d/task"):format(self)),
-        children = lines(("pgrep -P %d qemu"):format(self)),
+        children = lines(("pgrep -P %d"):format(self)),
         rss = rss,
     }
 end
@@ -53,19 +55,16 @@ local function measure(what, n, fn)
         (fcvm.now() - from) * 1000 / n, before.fds, after.fds, before.threads, after.threads, before.rss, after.rss))
     -- The reactor lets go of a VM's descriptors when it next has something to do: one VM may still have them.
     for _, key in ipairs { "fds", "threads", "children" } do
-        if after[key] > before[key] + (key == "fds" and 12 or 0) then
-            failures = failures + 1
-            io.stdout:write(("FAILED: %s: %s grew from %d to %d\n"):format(what, key, before[key], after[key]))
-        end
+        check(after[key] <= before[key] + (key == "fds" and 12 or 0), ("%s: %s grew from %d to %d"):format(what, key, before[key],
+            after[key]))
     end
     -- What is left of malloc's habits; a leak of a page each time would be more.
-    if after.rss - before.rss > 1024 + 4 * n then
-        failures = failures + 1
-        io.stdout:write(("FAILED: %s: memory grew from %d to %d KiB\n"):format(what, before.rss, after.rss))
-    end
+    check(after.rss - before.rss <= 1024 + 4 * n, ("%s: memory grew from %d to %d KiB"):format(what, before.rss, after.rss))
 end
 
 local config = { memory = "96M" }
+local folder = os.getenv "FCVM_DATA" .. "/volume"
+assert(os.execute("mkdir " .. folder))
 
 do
     local keep <close> = assert(fcvm.vm(config):start()) -- so that what all share is there
@@ -106,6 +105,23 @@ do
         assert(not fcvm.vm { memory = "96M", image = "none" }:start())
         assert(not fcvm.vm { memory = "96M", name = keep.name }:start())
     end)
+    measure("mount and unmount", count // 4, function()
+        assert(keep:mount { host = folder, guest = "/volume", readers = 2 })
+        assert(keep:exec { "sh", "-c", "echo x >/volume/file; cat /volume/file" })
+        assert(keep:unmount "/volume")
+    end)
+    measure("failed mounts", count // 4, function()
+        assert(not keep:mount { host = folder .. "/none", guest = "/volume" })
+        assert(not keep:mount { host = folder, guest = "/proc/none" })
+        assert(not keep:unmount "/volume")
+    end)
+    assert(keep:mount { host = folder, guest = "/volume" })
+    measure("snapshot and clone with a volume", count // 4, function()
+        local s <close> = assert(keep:snapshot())
+        local clone <close> = assert(s:clone())
+        assert(clone:exec { "cat", "/volume/file" })
+    end)
+    assert(keep:unmount "/volume")
     measure("given up", count // 4, function()
         assert(not keep:exec { "sleep", "100", timeout = 0.005 })
         local made = keep:snapshot { timeout = 0.001 }
@@ -117,4 +133,4 @@ measure("all of it", 10, function()
     local snap <close> = assert(vm:snapshot { stop = true })
     local clones <close> = assert(snap:clone(2))
 end)
-os.exit(failures == 0 and 0 or 1, true)
+T.finish()

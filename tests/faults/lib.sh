@@ -25,10 +25,10 @@ mkdir -m 700 "$data"
 export FCVM_RUN=$run FCVM_DATA=$data
 failures=0
 
-# The VMMs with this test's mark.
+# The VMMs and volumes' servers with this test's mark.
 vmms() {
 	grep -sla "FCVM_FAULTS=$FCVM_FAULTS" /proc/[0-9]*/environ | while IFS=/ read -r _ _ pid _; do
-		grep -saqE 'qemu|firecracker' "/proc/$pid/comm" && echo "$pid"
+		grep -saqE 'qemu|firecracker|fcvm-volume' "/proc/$pid/comm" && echo "$pid"
 	done
 	return 0
 }

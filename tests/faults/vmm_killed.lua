@@ -1,22 +1,11 @@
 -- SPDX-License-Identifier: MIT
 -- A VMM is killed, or stopped: what waits for it fails in time, and says what has become of it.
+package.path = (debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or ".") .. "/?.lua;" .. package.path
 local fcvm = require "fcvm"
+local T = require "support"
 
+local check, sh = T.check, T.sh
 local config = { memory = "96M" }
-local failures = 0
-
-local function check(ok, ...)
-    if ok then return end
-    failures = failures + 1
-    io.stdout:write("FAILED: ", table.concat({ ... }, " "), "\n")
-end
-
-local function sh(command)
-    local p = assert(io.popen(command))
-    local text = p:read "a"
-    p:close()
-    return text
-end
 
 local function signal(pid, name)
     assert(os.execute(("kill -%s %d"):format(name, pid)))
@@ -277,4 +266,4 @@ local function all()
 end
 
 fcvm.spawn(all):await()
-os.exit(failures == 0 and 0 or 1, true)
+T.finish()
