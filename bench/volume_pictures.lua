@@ -103,7 +103,8 @@ end
 
 local LABELS = {
     { "getattr", "getattr" }, { "lookup", "lookup" }, { "lookup_missing", "missing" },
-    { "read_4k", "read 4K" }, { "write_4k", "write 4K" }, { "open_close", "open+close" }, { "readdir", "readdir" }, { "create_unlink", "create+unlink" },
+    { "read_4k", "read 4K" }, { "write_4k", "write 4K" }, { "open_close", "open+close" }, { "readdir", "readdir" },
+    { "create_unlink", "create+unlink" },
 }
 
 local function value_of(subject, key)
