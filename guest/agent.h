@@ -314,6 +314,8 @@ void process_open_errand(struct link *l, uint32_t id, const char *verb, const ch
 /* Removes trees by a process of its own that nobody waits for. paths: copied, at most REMOVE_MAX. */
 enum { REMOVE_MAX = 64 };
 void process_remove(struct agent *a, const char *const *paths, unsigned n);
+/* A volume, whoever uses it; the same. */
+void process_unmount(struct agent *a, const char *target);
 void process_reap(struct agent *a);
 void process_ended(struct stream *s, const siginfo_t *si);
 /* A process that is still being started may end: then it is remembered (start.c). */

@@ -214,6 +214,8 @@ void job_answer(struct job *j)
 
 	if (!s)
 		return;
+	if (!s->link)
+		return stream_bury(s);
 	if (j->code < 0)
 		link_refuse(s->link, s->id, j->code, "%s", j->err.message);
 	else

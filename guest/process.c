@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 
@@ -23,11 +24,19 @@ void process_resize(struct stream *s, uint32_t size)
 		ioctl(s->channels[0].watch.fd, TIOCSWINSZ, &w);
 }
 
-/* Ends a process that runs. A tree worker ends by itself, tidily, once its pipes are closed. */
+static bool mounts(const struct stream *s)
+{
+	return s->kind == STREAM_ERRAND && strcmp(s->verb, "mount") == 0;
+}
+
+/* Ends a process that runs. A tree worker ends by itself, tidily, once its pipes are closed; one that mounts, unless it is just
+ * doing so. */
 void process_doom(struct stream *s)
 {
 	s->doomed = true;
 	s->lease = NULL;
+	if (mounts(s))
+		fcvm_proc_kill(&s->proc, SIGTERM, false);
 	if (s->kind != STREAM_PROCESS)
 		return;
 	if (s->exited)
@@ -55,6 +64,9 @@ void process_ended(struct stream *s, const siginfo_t *si)
 		s->agent->nleft++;
 	}
 	if (!s->link) {
+		/* Nobody knows of it, or ever will. */
+		if (mounts(s) && s->status == 0)
+			process_unmount(s->agent, s->path);
 		for (unsigned i = 0; i < s->nchannels; i++)
 			channel_close(&s->channels[i]);
 		if (!s->group_left)

@@ -233,7 +233,8 @@ static void catch_up(struct start *t)
 {
 	if (t->ended)
 		process_ended(t->job.stream, &t->end);
-	stream_queue(t->job.stream);
+	else
+		stream_queue(t->job.stream);
 }
 
 void process_ended_early(struct agent *a, const siginfo_t *si)
@@ -496,8 +497,11 @@ static void errand_done(struct job *j)
 
 	if (t->job.code < 0 && j->stream)
 		fcvm_fail_prefix(&j->err, "%s %s", j->stream->verb, j->stream->path);
-	if (take_process(t))
-		catch_up(t);
+	if (!take_process(t))
+		return;
+	if (!j->stream->link)
+		process_doom(j->stream);
+	catch_up(t);
 }
 
 /* Its stderr is read when it is over: what it says fits a pipe. 0 or -errno. */
@@ -607,7 +611,7 @@ static void remove_trees_work(struct job *j)
 }
 
 /* It is reaped as any orphan is. */
-static void remove_trees_done(struct job *j)
+static void alone_done(struct job *j)
 {
 	struct start *t = (struct start *)j;
 
@@ -617,7 +621,8 @@ static void remove_trees_done(struct job *j)
 		fcvm_proc_done(&t->proc);
 }
 
-void process_remove(struct agent *a, const char *const *paths, unsigned n)
+/* This program, in a process of its own that nobody waits for. args: copied. */
+static void run_alone(struct agent *a, const char *option, const char *const *args, unsigned n, void (*work)(struct job *))
 {
 	struct start *t = job_new(a, NULL, sizeof *t, NULL);
 
@@ -627,11 +632,21 @@ void process_remove(struct agent *a, const char *const *paths, unsigned n)
 	t->ends.n = 3;
 	t->detach = true;
 	t->argv[0] = self;
-	t->argv[1] = "--remove";
+	t->argv[1] = option;
 	for (unsigned i = 0, k = 2; i < n; i++) {
-		t->argv[k] = strdup(paths[i]);
+		t->argv[k] = strdup(args[i]);
 		k += t->argv[k] != NULL;
 	}
 	t->spec.argv = t->argv;
-	run_start(t, remove_trees_work, remove_trees_done);
+	run_start(t, work, alone_done);
+}
+
+void process_remove(struct agent *a, const char *const *paths, unsigned n)
+{
+	run_alone(a, "--remove", paths, n, remove_trees_work);
+}
+
+void process_unmount(struct agent *a, const char *target)
+{
+	run_alone(a, "--unmount", (const char *[]){target, "1"}, 2, start_work);
 }

@@ -128,6 +128,11 @@ void stream_drop(struct stream *s, bool kill)
 {
 	struct stream *w;
 
+	/* What it starts is remembered: it may have to be undone. */
+	if (s->kind == STREAM_ERRAND && s->job) {
+		detach_from_link(s);
+		return;
+	}
 	if (s->proc.pid && (!s->exited || s->group_left)) {
 		drop_process(s, kill);
 		return;

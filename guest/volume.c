@@ -30,7 +30,7 @@
 #include "fusepipe/guest/guest.h"
 #include "wire/wire.h"
 
-enum { NUMBER_SIZE = 12, MOUNT_READONLY = 1, MOUNT_PORT = 2, PORT_MS = 5000 };
+enum { NUMBER_SIZE = 12, MOUNT_READONLY = 1, MOUNT_PORT = 2, PORT_MS = 5000, MOUNTINFO_MAX = 4 << 20 };
 
 void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
@@ -191,6 +191,7 @@ int volume_mount(char **argv, struct fcvm_err *err)
 		.trace_rate = (unsigned)strtoul(argv[7], NULL, 10)};
 	unsigned number = (unsigned)strtoul(argv[4], NULL, 10), flags = (unsigned)strtoul(argv[5], NULL, 10);
 	int r = target ? fcvm_dir_make(target, 0755) : -ENOMEM;
+	sigset_t term;
 
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "mount %s: make the folder", argv[2]);
@@ -207,6 +208,10 @@ int volume_mount(char **argv, struct fcvm_err *err)
 		config.streams = &port;
 		config.nstreams = 1;
 	}
+	/* Who gives up now finds either nothing mounted, or a volume that can be unmounted. */
+	sigemptyset(&term);
+	sigaddset(&term, SIGTERM);
+	sigprocmask(SIG_BLOCK, &term, NULL);
 	config.device = fcvm_fuse_mount(argv[3], target, flags & MOUNT_READONLY, err);
 	if (config.device < 0)
 		return config.device;
@@ -225,14 +230,82 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	return fcvm_fail_errno(err, r, "mount %s: fork", target);
 }
 
+/* What /proc/self/mountinfo says of a place. */
+struct place {
+	bool volume;           /* one is mounted there, */
+	char top[64];          /* beneath this type of file system, perhaps its own; "": nothing is */
+	char within[PATH_MAX]; /* the last that is mounted in it; "": nothing is */
+};
+
+/* Its octal escapes, of what would end a field. */
+static void unescape(char *text)
+{
+	char *to = text;
+
+	for (; *text; text++, to++) {
+		*to = *text;
+		if (*text == '\\' && text[1] && text[2] && text[3]) {
+			*to = (char)((text[1] & 3) << 6 | (text[2] & 7) << 3 | (text[3] & 7));
+			text += 3;
+		}
+	}
+	*to = 0;
+}
+
+/* A line: id, parent, device, root, where it is mounted, ... " - " type ... */
+static void note_mount(struct place *p, const char *target, char *line)
+{
+	size_t size = strlen(target);
+	char *dash = strstr(line, " - "), *at, *save = NULL;
+
+	if (!dash)
+		return;
+	*dash = 0;
+	at = strtok_r(line, " ", &save);
+	for (unsigned i = 0; i < 4 && at; i++)
+		at = strtok_r(NULL, " ", &save);
+	if (!at)
+		return;
+	unescape(at);
+	if (strcmp(at, target) == 0) {
+		snprintf(p->top, sizeof p->top, "%.*s", (int)strcspn(dash + 3, " "), dash + 3);
+		p->volume |= strcmp(p->top, "fuse.fcvm") == 0;
+		p->within[0] = 0;
+	} else if (strncmp(at, target, size) == 0 && at[size] == '/') {
+		snprintf(p->within, sizeof p->within, "%s", at);
+	}
+}
+
+static void look(struct place *p, const char *target)
+{
+	_cleanup_free_ char *text = NULL;
+	char *line, *save = NULL;
+
+	*p = (struct place){.volume = false};
+	if (fcvm_file_read(AT_FDCWD, "/proc/self/mountinfo", MOUNTINFO_MAX, &text, NULL) < 0)
+		return;
+	for (line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+		note_mount(p, target, line);
+}
+
 int volume_unmount(char **argv, struct fcvm_err *err)
 {
+	const char *target = argv[2];
 	bool now = argv[3][0] == '1';
+	struct place p;
 
-	if (umount2(argv[2], UMOUNT_NOFOLLOW | (now ? MNT_DETACH : 0)) == 0)
+	look(&p, target);
+	if (p.top[0] && !p.volume)
+		return fcvm_fail(err, -EINVAL, "unmount %s: a file system %s is there, and no volume", target, p.top);
+	if (strcmp(p.top, "fuse.fcvm") != 0 && p.volume)
+		return fcvm_fail(err, -EBUSY, "unmount %s: a file system %s is mounted over it; unmount that first", target, p.top);
+	if (umount2(target, UMOUNT_NOFOLLOW | (now ? MNT_DETACH : 0)) == 0)
 		return 0;
-	if (errno == EBUSY)
-		return fcvm_fail(err, -EBUSY, "unmount %s: a program has a file or folder of it open, or is in it; end it, "
-			"or force the unmount", argv[2]);
-	return fcvm_fail_errno(err, -errno, "unmount %s", argv[2]);
+	if (errno != EBUSY)
+		return fcvm_fail_errno(err, -errno, "unmount %s", target);
+	if (p.within[0])
+		return fcvm_fail(err, -EBUSY, "unmount %s: %s is mounted in it; unmount that first, or force the unmount", target,
+			p.within);
+	return fcvm_fail(err, -EBUSY, "unmount %s: a program has a file or folder of it open, or is in it; end it, "
+		"or force the unmount", target);
 }

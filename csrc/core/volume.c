@@ -183,6 +183,9 @@ static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *unti
 		r = fcvm_node_mount(vm->agent, &m, until, err);
 		if (r < 0)
 			fcvm_close(port);
+		/* Its RESULT may have been on its way. */
+		if (r == -ETIMEDOUT || r == -ECANCELED)
+			fcvm_node_unmount(vm->agent, m.target, true, &undo, NULL);
 	}
 	if (r == 0) {
 		r = connect_server(vm, i, port, until, err);

@@ -140,6 +140,100 @@ static void test_many(void)
 	stop(h);
 }
 
+/* Whether something is mounted there in the agent's namespace. */
+static bool mounted(const struct host *h, const char *target)
+{
+	char path[64], line[400], *text;
+	bool found;
+
+	snprintf(path, sizeof path, "/proc/%d/mounts", h->pid);
+	snprintf(line, sizeof line, " %s fuse.fcvm ", target);
+	if (fcvm_file_read(AT_FDCWD, path, 1 << 20, &text, NULL) < 0)
+		return false;
+	found = strstr(text, line) != NULL;
+	free(text);
+	return found;
+}
+
+/* Whenever its host loses patience, nothing is left of a mount, and the next one has its number and its place. */
+static void test_given_up(void)
+{
+	struct host *h = start_agent(true);
+
+	for (unsigned i = 0; i < 120; i++) {
+		uint32_t id = ask_mount(h, at("volume"));
+
+		usleep(i * 150);
+		frame(h, FCVM_WIRE_CLOSE, 0, id, NULL, 0, 0);
+		/* What has had its RESULT stays. */
+		if (result(h, id)->code == 0)
+			CHECK(ok(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, at("volume"), NULL)));
+	}
+	settle(h, 300);
+	CHECK(!mounted(h, at("volume")));
+	CHECK(ok(h, ask_mount(h, at("volume"))));
+	CHECK(mounted(h, at("volume")));
+	/* The host has lost its link, or is another one. */
+	for (unsigned i = 0; i < 40; i++) {
+		CHECK(ok(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, at("volume"), NULL)));
+		ask_mount(h, at("volume"));
+		usleep(i * 400);
+		CHECK(hello(h, 100 + i, 0, false));
+		usleep(30000);
+		if (!mounted(h, at("volume")))
+			CHECK(ok(h, ask_mount(h, at("volume"))));
+	}
+	CHECK(ok(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, at("volume"), NULL)));
+	stop(h);
+}
+
+/* A tmpfs there, in the agent's namespace. mount(8) would look at it first. */
+static void cover(const struct host *h, const char *target)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		char path[64];
+		int ns;
+
+		snprintf(path, sizeof path, "/proc/%d/ns/mnt", h->pid);
+		ns = open(path, O_RDONLY | O_CLOEXEC);
+		mkdir(target, 0755);
+		_exit(setns(ns, CLONE_NEWNS) < 0 || mount("none", target, "tmpfs", 0, NULL) < 0);
+	}
+	waitpid(pid, &status, 0);
+	CHECK(status == 0);
+}
+
+static bool refused(struct host *h, uint32_t id, uint32_t code, const char *text)
+{
+	struct seen *s = result(h, id);
+	bool so = s->code == code && strstr((char *)fcvm_buf_head(&s->payload), text);
+
+	if (!so)
+		fprintf(stderr, "%u: %s\n", s->code, (char *)fcvm_buf_head(&s->payload));
+	return so;
+}
+
+/* Nothing but a volume goes. */
+static void test_another(void)
+{
+	struct host *h = start_agent(true);
+	/* A space would end its field in mountinfo. */
+	const char *target = at("a \\volume");
+
+	cover(h, target);
+	CHECK(refused(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, target, NULL), EINVAL, "no volume"));
+	CHECK(ok(h, ask_mount(h, target)));
+	cover(h, target);
+	CHECK(refused(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, target, NULL), EBUSY, "mounted over it"));
+	CHECK(ended(h, spawn(h, &(struct run){0}, (const char *[]){"umount", target, NULL}))->exit == 0);
+	CHECK(ok(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, target, NULL)));
+	CHECK(refused(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, target, NULL), EINVAL, "no volume"));
+	stop(h);
+}
+
 /* What a program does before its RESULT could be sent comes behind it, and its end is not lost. */
 static void test_quick_programs(void)
 {
@@ -183,7 +277,7 @@ int main(void)
 {
 	static const struct test tests[] = {
 		{"quick programs", test_quick_programs}, {"unconnected", test_unconnected},
-		{"unanswered", test_unanswered}, {"many", test_many}, {"storm", test_storm},
+		{"unanswered", test_unanswered}, {"given up", test_given_up}, {"another", test_another}, {"many", test_many}, {"storm", test_storm},
 	};
 
 	if (geteuid() != 0 || access("/dev/fuse", R_OK | W_OK) < 0) {
