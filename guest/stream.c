@@ -276,6 +276,31 @@ static struct channel *sink_of(struct stream *s, unsigned id)
 	return NULL;
 }
 
+static size_t pending_of(const struct stream *s)
+{
+	size_t sum = 0;
+
+	for (unsigned i = 0; i < s->nchannels; i++)
+		sum += s->channels[i].pending.size;
+	return sum;
+}
+
+static struct stream *most_pending(struct agent *a)
+{
+	struct stream *most = NULL, *s;
+
+	for (unsigned i = 0; i < LINKS * BUCKETS; i++) {
+		struct link *l = a->links[i / BUCKETS];
+
+		if (!l)
+			continue;
+		LIST_FOREACH(s, &l->streams[i % BUCKETS], by_id)
+			if (!most || pending_of(s) > pending_of(most))
+				most = s;
+	}
+	return most;
+}
+
 void stream_data(struct stream *s, unsigned channel, const uint8_t *data, size_t size)
 {
 	struct channel *c = sink_of(s, channel);
@@ -286,10 +311,13 @@ void stream_data(struct stream *s, unsigned channel, const uint8_t *data, size_t
 		link_lose_sync(s->link);
 		return;
 	}
-	/* Windows of many streams may add up to more than we hold: that is no fault of the host's. */
-	if (s->agent->pending + size > PENDING_MAX) {
-		stream_end(s);
-		return;
+	/* Windows of many streams may add up to more than we hold: that is no fault of the host's, nor of who is read. */
+	while (s->agent->pending + size > PENDING_MAX) {
+		struct stream *most = most_pending(s->agent);
+
+		stream_end(most);
+		if (most == s)
+			return;
 	}
 	channel_push(c, data, size);
 	if (c->consumed >= CREDIT_STEP)
