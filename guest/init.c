@@ -2,11 +2,14 @@
 /* What the agent does as PID 1: the machine's start and end. */
 #include "agent.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <net/if.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -94,15 +97,60 @@ void init_machine(void)
 
 /* ---- the end ---- */
 
-/* Reaps until nobody is left or the time is up; true: nobody is left. */
-static bool all_gone(int tries)
+/* Whether the process is one that users of volumes may still need (volume.c). */
+static bool is_pump(pid_t pid, const char *program)
 {
-	while (tries-- > 0) {
+	_cleanup_free_ char *line = NULL;
+	char path[64], own[PATH_MAX];
+	size_t size;
+	ssize_t n;
+
+	snprintf(path, sizeof path, "/proc/%d/exe", pid);
+	n = readlink(path, own, sizeof own - 1);
+	own[n < 0 ? 0 : n] = 0;
+	snprintf(path, sizeof path, "/proc/%d/cmdline", pid);
+	if (strcmp(own, program) != 0 || fcvm_file_read(AT_FDCWD, path, 64 * 1024, &line, &size) < 0)
+		return false;
+	return size > strlen(line) + 1 && strcmp(line + strlen(line) + 1, "--mount") == 0;
+}
+
+/* Of the kernel's own threads, and of who has ended, there is no program. */
+static bool has_program(pid_t pid)
+{
+	char path[64], to[1];
+
+	snprintf(path, sizeof path, "/proc/%d/exe", pid);
+	return readlink(path, to, sizeof to) >= 0;
+}
+
+/* Signals all but us and the pumps; 0: it only looks. How many there are. */
+static unsigned signal_users(int signo)
+{
+	_cleanup_closedir_ DIR *dir = opendir("/proc");
+	char program[PATH_MAX] = "";
+	struct dirent *e;
+	unsigned found = 0;
+
+	if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
+		return 0;
+	while (dir && (e = readdir(dir))) {
+		pid_t pid = (pid_t)strtol(e->d_name, NULL, 10);
+
+		if (pid > 1 && has_program(pid) && !is_pump(pid, program))
+			found += kill(pid, signo) == 0;
+	}
+	return found;
+}
+
+/* Reaps until none of them is left or the time is up. */
+static bool await_users(int tries)
+{
+	for (; tries > 0; tries--) {
 		pid_t pid;
 
 		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
 			;
-		if (pid < 0 && errno == ECHILD)
+		if ((pid < 0 && errno == ECHILD) || signal_users(0) == 0)
 			return true;
 		nanosleep(&(struct timespec){.tv_nsec = 5 * 1000 * 1000}, NULL);
 	}
@@ -120,15 +168,15 @@ static bool reset_is_off(void)
 
 static void end_machine(int what)
 {
-	/* -1 is everybody but us. */
-	if (!all_gone(1)) {
-		kill(-1, SIGTERM);
-		if (!all_gone(400)) {
-			kill(-1, SIGKILL);
-			all_gone(100);
-		}
+	/* -1 is everybody but us; pumps do not mind. */
+	kill(-1, SIGTERM);
+	if (!await_users(400)) {
+		signal_users(SIGKILL);
+		await_users(100);
 	}
+	/* With the pumps: what was closed by force, and what the kernel itself has in a volume, is written by them. */
 	sync();
+	kill(-1, SIGKILL);
 	mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
 	if (what == FCVM_WIRE_POWEROFF && !reset_is_off())
 		reboot(RB_POWER_OFF);

@@ -10,7 +10,7 @@
 #include "core/vm.h"
 #include "fusepipe/control.h"
 
-enum { DEFAULT_MOUNT_MS = 30000, UNDO_MS = 2000 };
+enum { DEFAULT_MOUNT_MS = 30000, PLUG_MS = 30000, UNDO_MS = 2000 };
 
 _Static_assert((int)FCVM_MANIFEST_IDS == (int)FCVM_FUSE_MAX_IDS && (int)FCVM_MANIFEST_READERS == (int)FCVM_FUSE_MAX_STREAMS,
 	"what a manifest may ask for is what a server can do");
@@ -100,11 +100,13 @@ static int connect_stream(struct fcvm_vm *vm, unsigned number, bool *own, const 
 	return fcvm_node_connect(vm->agent, address, until, ret, err);
 }
 
-/* The stream of a device in the guest, where the driver has such: -1 and 0 where not. */
-static int plug_port(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, int *ret, struct fcvm_err *err)
+/* The stream of a device in the guest, where the driver has such: -1 and 0 where not. Of a VMM that was asked and not heard
+ * nobody knows what it has, so it is not asked in haste. */
+static int plug_port(struct fcvm_vm *vm, size_t i, int *ret, struct fcvm_err *err)
 {
+	struct fcvm_until patient = fcvm_until_ms(PLUG_MS, -1);
 	const struct vmm_ops *driver = vm->with.driver;
-	int r = driver->plug ? driver->plug(vm->vmm, vm->volumes.config[i].number, until, ret, err) : -EOPNOTSUPP;
+	int r = driver->plug ? driver->plug(vm->vmm, vm->volumes.config[i].number, &patient, ret, err) : -EOPNOTSUPP;
 
 	if (r == -EOPNOTSUPP) {
 		*ret = -1;
@@ -150,7 +152,7 @@ static int connect_server(struct fcvm_vm *vm, size_t i, int port, const struct f
 /* Where the volume is mounted already. */
 static int connect_again(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	int port = -1, r = vm->volumes.config[i].port ? plug_port(vm, i, until, &port, err) : 0;
+	int port = -1, r = vm->volumes.config[i].port ? plug_port(vm, i, &port, err) : 0;
 
 	return r < 0 ? r : connect_server(vm, i, port, until, err);
 }
@@ -174,7 +176,7 @@ static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *unti
 
 	snprintf(source, sizeof source, "volume-%u", c->number);
 	if (r == 0)
-		r = plug_port(vm, i, until, &port, err);
+		r = plug_port(vm, i, &port, err);
 	m.port = port >= 0;
 	pthread_mutex_lock(&vm->lock);
 	vm->volumes.config[i].port = m.port;

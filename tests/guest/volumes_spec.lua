@@ -132,6 +132,32 @@ describe("a volume", function()
         check(vm:unmount "/busy")
     end)
 
+    it("does not go while another is mounted in it", function()
+        local folder = T.folder()
+        check(vm:mount(folder .. ":/work/within"))
+        local ok, err = vm:unmount "/work"
+        assert.is_nil(ok)
+        assert.equal("EBUSY", err.code)
+        assert.matches("/work/within is mounted in it", err.msg)
+        check(vm:unmount "/work/within")
+        host("rmdir " .. src .. "/within")
+    end)
+
+    it("that is given up leaves nothing behind", function()
+        local folder = T.folder()
+        for i = 1, 24 do
+            local _, err = vm:mount { host = folder, guest = "/given-up", wait = i * 0.004 }
+            if err then assert.equal("ETIMEDOUT", err.code) else check(vm:unmount "/given-up") end
+        end
+        check(vm:mount(folder .. ":/given-up"))
+        guest(vm, "echo text >/given-up/file")
+        assert.equal("text\n", T.read(folder .. "/file"))
+        check(vm:unmount "/given-up")
+        assert.equal("", (guest(vm, "grep given-up /proc/mounts")))
+        assert.equal(1, #check(vm:volumes()))
+        T.await("the servers end", 5, function() return #T.servers() == 1 end)
+    end)
+
     it("is refused where it cannot be, with a reason", function()
         local function refused(code, text, opts)
             local ok, err = vm:mount(opts)
@@ -439,6 +465,37 @@ describe("snapshots and clones", function()
         local clone <close> = check(snap:clone())
         assert.equal("later\n", (guest(clone, "cat /work/later")))
         assert.is_true(T.volume(clone, "/work").readonly)
+    end)
+end)
+
+describe("a VM that is stopped", function()
+    -- Seconds that it took, while a program runs that answers SIGTERM by these commands.
+    local function stop(src, commands)
+        local vm <close> = T.vm { volumes = { src .. ":/work" } }
+        local p <close> = check(vm:spawn { "sh", "-c", ("trap '%s' TERM; exec 3>/work/open; echo ready; "):format(commands)
+            .. "while :; do echo more >&3; sleep 0.05; done" })
+        assert.equal("ready", check(p:read("l", { timeout = 10 })))
+        local from = fcvm.now()
+        check(vm:stop { timeout = 20 })
+        return fcvm.now() - from
+    end
+
+    it("is not kept by its volume, and has written what its programs wrote when they were told", function()
+        local src = T.folder()
+        local plain = T.vm {}
+        local from = fcvm.now()
+        check(plain:stop { timeout = 20 })
+        local alone = fcvm.now() - from
+        local took = stop(src, "sleep 0.3; head -c 300000 /dev/zero >/work/last; exit")
+        assert.equal(300000, #T.read(src .. "/last"))
+        assert.is_true(took < alone + 1.8, ("%.2f s, without a volume %.2f s"):format(took, alone))
+    end)
+
+    it("ends a program that does not end, and has what that wrote", function()
+        local src = T.folder()
+        stop(src, "echo no >>/work/told")
+        assert.equal("no\n", T.read(src .. "/told"))
+        assert.matches("^more\n", T.read(src .. "/open"))
     end)
 end)
 
