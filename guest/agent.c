@@ -198,6 +198,9 @@ static struct agent *agent_new(void)
 	if (!a)
 		return NULL;
 	a->init = getpid() == 1;
+	getrlimit(RLIMIT_NOFILE, &a->nofile);
+	if (a->init)
+		setrlimit(RLIMIT_NOFILE, &(struct rlimit){.rlim_cur = a->nofile.rlim_max, .rlim_max = a->nofile.rlim_max});
 	/* What a program leaves behind is ours to reap, as it is PID 1's. */
 	if (!a->init)
 		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);

@@ -125,6 +125,7 @@ struct agent {
 	bool frozen;
 	bool volumes;  /* there was one: only hands touch file systems */
 	bool rooted;   /* ROOT has been, or is being, obeyed */
+	struct rlimit nofile; /* of programs; its own is higher where it is PID 1 */
 	struct watch hands;
 	LIST_HEAD(, job) jobs; /* not done yet */
 	int power; /* enum fcvm_wire_power to be done once the result is out, or -1 */
@@ -321,6 +322,8 @@ void process_ended(struct stream *s, const siginfo_t *si);
 /* A process that is still being started may end: then it is remembered (start.c). */
 void process_ended_early(struct agent *a, const siginfo_t *si);
 void process_doom(struct stream *s);
+/* Of an errand whose RESULT nobody gets: if it has mounted something, that goes. */
+void process_undo(struct stream *s);
 void process_signal(struct stream *s, uint32_t signo);
 void process_resize(struct stream *s, uint32_t size);
 void process_end_lease(struct link *l, bool kill);

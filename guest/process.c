@@ -45,6 +45,12 @@ void process_doom(struct stream *s)
 		fcvm_proc_kill(&s->proc, SIGKILL, true);
 }
 
+void process_undo(struct stream *s)
+{
+	if (mounts(s) && s->exited && s->status == 0)
+		process_unmount(s->agent, s->path);
+}
+
 static struct stream *find_running(struct agent *a, pid_t pid)
 {
 	struct stream *s;
@@ -64,9 +70,7 @@ void process_ended(struct stream *s, const siginfo_t *si)
 		s->agent->nleft++;
 	}
 	if (!s->link) {
-		/* Nobody knows of it, or ever will. */
-		if (mounts(s) && s->status == 0)
-			process_unmount(s->agent, s->path);
+		process_undo(s);
 		for (unsigned i = 0; i < s->nchannels; i++)
 			channel_close(&s->channels[i]);
 		if (!s->group_left)

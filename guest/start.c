@@ -199,6 +199,7 @@ static void start_work(struct job *j)
 	t->spec.nfds = t->ends.n;
 	t->spec.new_group = true;
 	t->spec.die_with_parent = t->nested && !t->detach;
+	t->spec.nofile = &j->agent->nofile;
 	j->code = fcvm_proc_spawn(&t->spec, &t->proc, &j->err);
 }
 

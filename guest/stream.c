@@ -133,6 +133,7 @@ void stream_drop(struct stream *s, bool kill)
 		detach_from_link(s);
 		return;
 	}
+	process_undo(s);
 	if (s->proc.pid && (!s->exited || s->group_left)) {
 		drop_process(s, kill);
 		return;

@@ -30,7 +30,8 @@
 #include "fusepipe/guest/guest.h"
 #include "wire/wire.h"
 
-enum { NUMBER_SIZE = 12, MOUNT_READONLY = 1, MOUNT_PORT = 2, PORT_MS = 5000, MOUNTINFO_MAX = 4 << 20 };
+enum { NUMBER_SIZE = 12, MOUNT_READONLY = 1, MOUNT_PORT = 2, PORT_MS = 5000, MOUNTINFO_MAX = 4 << 20,
+	SOON_TRIES = 300 };
 
 void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
@@ -71,11 +72,69 @@ void volume_open_unmount(struct link *l, uint32_t id, struct fcvm_wire_reader *r
 
 /* ---- the workers ---- */
 
+/* What /proc/self/mountinfo says of a place. */
+struct place {
+	bool volume;           /* one is mounted there, */
+	char top[64];          /* beneath this type of file system, perhaps its own; "": nothing is */
+	char within[PATH_MAX]; /* the last that is mounted in it; "": nothing is */
+};
+
+/* Its octal escapes, of what would end a field. */
+static void unescape(char *text)
+{
+	char *to = text;
+
+	for (; *text; text++, to++) {
+		*to = *text;
+		if (*text == '\\' && text[1] && text[2] && text[3]) {
+			*to = (char)((text[1] & 3) << 6 | (text[2] & 7) << 3 | (text[3] & 7));
+			text += 3;
+		}
+	}
+	*to = 0;
+}
+
+/* A line: id, parent, device, root, where it is mounted, ... " - " type ... */
+static void note_mount(struct place *p, const char *target, char *line)
+{
+	size_t size = strlen(target);
+	char *dash = strstr(line, " - "), *at, *save = NULL;
+
+	if (!dash)
+		return;
+	*dash = 0;
+	at = strtok_r(line, " ", &save);
+	for (unsigned i = 0; i < 4 && at; i++)
+		at = strtok_r(NULL, " ", &save);
+	if (!at)
+		return;
+	unescape(at);
+	if (strcmp(at, target) == 0) {
+		snprintf(p->top, sizeof p->top, "%.*s", (int)strcspn(dash + 3, " "), dash + 3);
+		p->volume |= strcmp(p->top, "fuse.fcvm") == 0;
+		p->within[0] = 0;
+	} else if (strncmp(at, target, size) == 0 && at[size] == '/') {
+		snprintf(p->within, sizeof p->within, "%s", at);
+	}
+}
+
+static void look(struct place *p, const char *target)
+{
+	_cleanup_free_ char *text = NULL;
+	char *line, *save = NULL;
+
+	*p = (struct place){.volume = false};
+	if (fcvm_file_read(AT_FDCWD, "/proc/self/mountinfo", MOUNTINFO_MAX, &text, NULL) < 0)
+		return;
+	for (line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+		note_mount(p, target, line);
+}
+
 /* One that was unmounted just now may still be on its way out. */
 static int bind_soon(int fd, const struct sockaddr *address, socklen_t size)
 {
 	for (unsigned tries = 0; bind(fd, address, size) < 0; tries++) {
-		if (errno != EADDRINUSE || tries == 100)
+		if (errno != EADDRINUSE || tries == SOON_TRIES)
 			return -errno;
 		nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
 	}
@@ -179,6 +238,19 @@ static int pump(const char *target, const struct fcvm_fuse_pump *config)
 	return r;
 }
 
+/* A look at one that nobody serves would wait for ever. */
+static int await_place(const char *target, struct fcvm_err *err)
+{
+	struct place p;
+
+	for (unsigned tries = 0; look(&p, target), p.volume; tries++) {
+		if (tries == SOON_TRIES)
+			return fcvm_fail(err, -EBUSY, "mount %s: a volume is mounted there already; unmount that first", target);
+		nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+	}
+	return 0;
+}
+
 int volume_mount(char **argv, struct fcvm_err *err)
 {
 	_cleanup_free_ char *target = strdup(argv[2]);
@@ -190,9 +262,12 @@ int volume_mount(char **argv, struct fcvm_err *err)
 		.readers = (unsigned)strtoul(argv[6], NULL, 10),
 		.trace_rate = (unsigned)strtoul(argv[7], NULL, 10)};
 	unsigned number = (unsigned)strtoul(argv[4], NULL, 10), flags = (unsigned)strtoul(argv[5], NULL, 10);
-	int r = target ? fcvm_dir_make(target, 0755) : -ENOMEM;
+	int r = target ? await_place(target, err) : fcvm_fail_errno(err, -ENOMEM, "mount %s", argv[2]);
 	sigset_t term;
 
+	if (r < 0)
+		return r;
+	r = fcvm_dir_make(target, 0755);
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "mount %s: make the folder", argv[2]);
 	here = listen_unix(target, number, err);
@@ -228,64 +303,6 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	r = -errno;
 	umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW);
 	return fcvm_fail_errno(err, r, "mount %s: fork", target);
-}
-
-/* What /proc/self/mountinfo says of a place. */
-struct place {
-	bool volume;           /* one is mounted there, */
-	char top[64];          /* beneath this type of file system, perhaps its own; "": nothing is */
-	char within[PATH_MAX]; /* the last that is mounted in it; "": nothing is */
-};
-
-/* Its octal escapes, of what would end a field. */
-static void unescape(char *text)
-{
-	char *to = text;
-
-	for (; *text; text++, to++) {
-		*to = *text;
-		if (*text == '\\' && text[1] && text[2] && text[3]) {
-			*to = (char)((text[1] & 3) << 6 | (text[2] & 7) << 3 | (text[3] & 7));
-			text += 3;
-		}
-	}
-	*to = 0;
-}
-
-/* A line: id, parent, device, root, where it is mounted, ... " - " type ... */
-static void note_mount(struct place *p, const char *target, char *line)
-{
-	size_t size = strlen(target);
-	char *dash = strstr(line, " - "), *at, *save = NULL;
-
-	if (!dash)
-		return;
-	*dash = 0;
-	at = strtok_r(line, " ", &save);
-	for (unsigned i = 0; i < 4 && at; i++)
-		at = strtok_r(NULL, " ", &save);
-	if (!at)
-		return;
-	unescape(at);
-	if (strcmp(at, target) == 0) {
-		snprintf(p->top, sizeof p->top, "%.*s", (int)strcspn(dash + 3, " "), dash + 3);
-		p->volume |= strcmp(p->top, "fuse.fcvm") == 0;
-		p->within[0] = 0;
-	} else if (strncmp(at, target, size) == 0 && at[size] == '/') {
-		snprintf(p->within, sizeof p->within, "%s", at);
-	}
-}
-
-static void look(struct place *p, const char *target)
-{
-	_cleanup_free_ char *text = NULL;
-	char *line, *save = NULL;
-
-	*p = (struct place){.volume = false};
-	if (fcvm_file_read(AT_FDCWD, "/proc/self/mountinfo", MOUNTINFO_MAX, &text, NULL) < 0)
-		return;
-	for (line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
-		note_mount(p, target, line);
 }
 
 int volume_unmount(char **argv, struct fcvm_err *err)

@@ -208,6 +208,8 @@ BARE static int child_main(void *data)
 	if (s->new_group && !s->new_session && syscall(SYS_setpgid, 0, 0) < 0)
 		give_up(c, STEP_SESSION, errno);
 	arrange_fds(c);
+	if (s->nofile && syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, s->nofile, NULL) < 0)
+		give_up(c, STEP_FDS, errno);
 	if (s->ctty && syscall(SYS_ioctl, 0, TIOCSCTTY, 0) < 0)
 		give_up(c, STEP_CTTY, errno);
 	if (s->cwd && syscall(SYS_chdir, s->cwd) < 0)

@@ -9,6 +9,7 @@
 #define FCVM_BASE_PROC_H
 
 #include <stdbool.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include "base/err.h"
@@ -29,6 +30,7 @@ struct fcvm_proc_spec {
 	gid_t gid;
 	const gid_t *groups;
 	unsigned ngroups;
+	const struct rlimit *nofile; /* its limit of descriptors; NULL: this process's */
 };
 
 struct fcvm_proc {
