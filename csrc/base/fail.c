@@ -33,7 +33,8 @@ int fcvm_fail_errno(struct fcvm_err *err, int code, const char *fmt, ...)
 	vsnprintf(err->message, sizeof err->message, fmt, ap);
 	va_end(ap);
 	used = strlen(err->message);
-	snprintf(err->message + used, sizeof err->message - used, ": %s", strerror(-code));
+	snprintf(err->message + used, sizeof err->message - used, ": %s%s", strerror(-code),
+		code == -EMFILE ? "; raise the limit by 'ulimit -n'" : "");
 	return code;
 }
 

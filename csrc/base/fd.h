@@ -50,6 +50,10 @@ int fcvm_dir_create(const char *path, mode_t mode, bool parents);
  * one is no error. 0 or the first -errno (the rest is removed all the same). */
 int fcvm_tree_remove(int dirfd, const char *name);
 
+/* Without what means nothing in an absolute path: "//", "/./" and a slash at the end; malloc'ed. NULL: it has "..", or no
+ * memory. */
+char *fcvm_path_plain(const char *path);
+
 /* Random bytes from getrandom(2); cannot fail. */
 void fcvm_random(void *buf, size_t size);
 

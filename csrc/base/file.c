@@ -263,3 +263,28 @@ int fcvm_tree_remove(int dirfd, const char *name)
 		return errno == ENOENT ? 0 : -errno;
 	return remove_entry(dirfd, name, st.st_dev, MAX_DEPTH);
 }
+
+char *fcvm_path_plain(const char *path)
+{
+	char *plain = malloc(strlen(path) + 2), *to = plain;
+
+	while (plain && *path) {
+		size_t n = strcspn(path, "/");
+
+		if (n == 2 && path[0] == '.' && path[1] == '.') {
+			free(plain);
+			return NULL;
+		}
+		if (n && !(n == 1 && *path == '.')) {
+			*to++ = '/';
+			memcpy(to, path, n);
+			to += n;
+		}
+		path += n + (path[n] == '/');
+	}
+	if (plain && to == plain)
+		*to++ = '/';
+	if (plain)
+		*to = 0;
+	return plain;
+}

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/fail.h"
@@ -33,7 +34,7 @@ static const struct verb *const verbs[] = {
 	&verb_gc,
 	&verb_doctor,
 };
-enum { VERBS = sizeof verbs / sizeof *verbs };
+enum { VERBS = sizeof verbs / sizeof *verbs, FDS_WANTED = 65536 };
 
 /* ---- finding the verb ---- */
 
@@ -232,12 +233,24 @@ static bool have_stdio(void)
 	return true;
 }
 
+/* A VM with a volume takes about 25. Not all that may be had: children have the same limit, and some close as many. */
+static void allow_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= FDS_WANTED)
+		return;
+	limit.rlim_cur = limit.rlim_max < FDS_WANTED ? limit.rlim_max : FDS_WANTED;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int main(int argc, char **argv)
 {
 	int r;
 
 	if (argc < 1 || !have_stdio())
 		return EXIT_MISUSE;
+	allow_descriptors();
 	progress_init();
 	r = dispatch(argv + 1);
 	progress_clear();

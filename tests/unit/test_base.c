@@ -466,6 +466,19 @@ static void test_buffer(void)
 	CHECK((unsigned char)(in - out) == b.size % 256);
 }
 
+static void test_plain_paths(void)
+{
+	static const char *const pairs[][2] = {{"/a", "/a"}, {"//a/./b//", "/a/b"}, {"/", "/"}, {"", "/"}, {"/..a/.b", "/..a/.b"},
+		{"/a/../b", NULL}};
+
+	for (unsigned i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+		char *plain = fcvm_path_plain(pairs[i][0]);
+
+		CHECK(!plain == !pairs[i][1] && (!plain || strcmp(plain, pairs[i][1]) == 0));
+		free(plain);
+	}
+}
+
 static void test_errors(void)
 {
 	struct fcvm_err err = FCVM_ERR_INIT;
@@ -476,6 +489,7 @@ static void test_errors(void)
 	memset(big, 'a', sizeof big);
 	big[sizeof big - 1] = 'z';
 	CHECK(fcvm_fail(NULL, -EIO, "x") == -EIO && fcvm_fail_prefix(NULL, "x") == -EIO);
+	CHECK(fcvm_fail_errno(&err, -EMFILE, "open %s", "f") == -EMFILE && strstr(err.message, "ulimit -n"));
 	CHECK(fcvm_fail_errno(&err, -ENOENT, "open %s", "f") == -ENOENT);
 	CHECK(fcvm_fail_prefix(&err, "start %d", 3) == -ENOENT);
 	CHECK(strcmp(err.message, "start 3: open f: No such file or directory") == 0);
@@ -521,6 +535,7 @@ int main(void)
 	test_files();
 	test_remove_mount();
 	test_buffer();
+	test_plain_paths();
 	test_errors();
 	fcvm_tree_remove(AT_FDCWD, folder);
 	test_empty_append();
