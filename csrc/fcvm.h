@@ -7,8 +7,8 @@
  * may hold the tail of the guest's console. Outputs (ret, ret_x) are untouched on failure.
  *
  * Threads: every function may be called from any thread. Calls on one VM that change its state (start, pause,
- * resume, snapshot, stop) exclude each other (-EBUSY for the second); programs may be run, files copied and
- * sockets connected by any number of threads at once. A snapshot may be cloned by several threads at once. An
+ * resume, snapshot, stop, mount, unmount) exclude each other (-EBUSY for the second); mounts and unmounts wait for one
+ * another instead. Programs may be run, files copied and sockets connected by any number of threads at once. A snapshot may be cloned by several threads at once. An
  * object is freed when no other call on it is under way.
  *
  * Blocking: where a timeout_ms is taken, at most that many milliseconds; FCVM_DEFAULT_TIMEOUT is what the
@@ -74,7 +74,8 @@ struct fcvm_vm_ids {
 /*
  * A volume: a folder of this host, mounted in the guest, served by a process of its own that is confined to it. What one side
  * writes the other sees, at the latest after timeout_s. It goes with the VM, its snapshots and clones (which each have a
- * server over the same folder): open files, locks, and what the guest knows of names.
+ * server over the same folder): open files, locks, and what the guest knows of names. A lock that cannot be had again (another
+ * clone of the snapshot has it, say) is lost, which the guest is not told: volume-N.log in the VM's run folder tells.
  */
 struct fcvm_vm_volume {
 	const char *host;    /* the folder */
@@ -255,6 +256,7 @@ FCVM_API void fcvm_vm_listener_free(struct fcvm_vm_listener *l);
 /* ---- volumes ---- */
 
 enum { FCVM_MAX_VOLUMES = 32 }; /* of a VM, the root among them */
+enum { FCVM_MAX_IDS = 340 };    /* entries of a map, as the kernel has it */
 
 /* Default: 30 s. -EEXIST: something of this VM is mounted at v->guest already; -ENOENT, -ENOTDIR: v->host is no folder. */
 FCVM_API int fcvm_vm_mount(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, int64_t timeout_ms, struct fcvm_err *err);
@@ -263,14 +265,16 @@ FCVM_API int fcvm_vm_mount(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, i
 FCVM_API int fcvm_vm_unmount(struct fcvm_vm *vm, const char *guest, bool force, int64_t timeout_ms, struct fcvm_err *err);
 /*
  * Those of a VM, also of another process's: malloc'ed JSON text, [{number, host, guest, readonly, devices, locks ("host" or
- * "guest"), readers, timeout_s, root, state ("waiting", "running", "quiet", "ended"), files, handles, bytes_read,
- * bytes_written, ops: {read: {count, errors, p50_us, p99_us, max_us, histogram_ns}, ...}, trace:
- * {read: {count, total: {p50_us, p99_us}, to_srv, fs, to_cli}, ...}}].
+ * "guest"), readers, timeout (s), uid_map and gid_map ([{guest, host, count}]), root, port (its first stream is a virtio port
+ * of its own), pid (of its server), state ("waiting", "running", "quiet", "ended"), files, handles, bytes_read, bytes_written,
+ * ops: {read: {count, errors, p50_us, p99_us, max_us, histogram_ns}, ...}, trace: {read: {count, total: {p50_us, p99_us},
+ * to_srv, fs, to_cli}, ...}}].
  */
 FCVM_API int fcvm_vm_volumes(struct fcvm_vm *vm, char **ret_json, struct fcvm_err *err);
 /* What was traced last (FCVM_FUSE_TRACE_RATE=N in the environment of the process that mounts: every Nth request; after a
- * restore only with one that is not 0 there, too), a line each, of volume `number`; malloc'ed, NUL-terminated. */
-FCVM_API int fcvm_vm_traces(struct fcvm_vm *vm, unsigned number, char **ret_text, size_t *ret_size, struct fcvm_err *err);
+ * restore only with one that is not 0 there, too), a line each, of the volume that is mounted there; malloc'ed, NUL-terminated.
+ * -ENOENT: no volume is there. */
+FCVM_API int fcvm_vm_traces(struct fcvm_vm *vm, const char *guest, char **ret_text, size_t *ret_size, struct fcvm_err *err);
 
 /* ---- snapshots and clones ---- */
 

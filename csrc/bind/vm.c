@@ -35,7 +35,8 @@ static int run_timed(lua_State *L, const struct fcvm_call_type *type)
 
 /* ---- made ---- */
 
-/* Never run: fcvm_vm_new() does not block. It keeps the strings alive. */
+/* Never run: fcvm_vm_new() waits for nothing but the folders of its volumes, which volume_host() has just looked at. It keeps
+ * the strings alive. */
 static const struct fcvm_call_type new_type = {.op = "vm"};
 
 /* vm_new{name, image, memory, vcpus, driver, accel, cmdline, cold, node, nested, balloon, jail, volumes, root}: a VM, not

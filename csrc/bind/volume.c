@@ -12,7 +12,6 @@ struct volume_call {
 	const struct fcvm_vm_volume *volume; /* kept */
 	const char *guest;                   /* kept */
 	bool force;
-	unsigned number;
 	int64_t timeout_ms;
 	char *text; /* owned */
 	size_t size;
@@ -51,7 +50,7 @@ static void *push_list(lua_State *L, int arg, const char *field, int max, const 
 static const struct fcvm_vm_ids *ids(lua_State *L, int arg, const char *field, struct fcvm_call *call, size_t *ret_n)
 {
 	lua_Integer n;
-	struct fcvm_vm_ids *list = push_list(L, arg, field, FCVM_VOLUME_IDS, " entries", sizeof *list, &n);
+	struct fcvm_vm_ids *list = push_list(L, arg, field, FCVM_MAX_IDS, " entries", sizeof *list, &n);
 	int at = lua_gettop(L) - 1;
 
 	*ret_n = (size_t)n;
@@ -270,20 +269,18 @@ static int traces_run(struct fcvm_job *job)
 {
 	struct volume_call *c = (struct volume_call *)job;
 
-	return fcvm_vm_traces(c->vm, c->number, &c->text, &c->size, &job->err);
+	return fcvm_vm_traces(c->vm, c->guest, &c->text, &c->size, &job->err);
 }
 
 static const struct fcvm_call_type traces_type = {"traces", traces_run, text_push, text_drop};
 
-/* vm_traces(vm, number): lines */
+/* vm_traces(vm, guest): lines */
 static int vm_traces(lua_State *L)
 {
-	lua_Integer number = luaL_checkinteger(L, 2);
-	struct volume_call *c;
+	const char *guest = luaL_checkstring(L, 2);
+	struct volume_call *c = call_on_vm(L, &traces_type);
 
-	luaL_argcheck(L, number >= 0 && number < 1 << 20, 2, "a volume's number");
-	c = call_on_vm(L, &traces_type);
-	c->number = (unsigned)number;
+	c->guest = guest;
 	return fcvm_call_run(L, &c->call);
 }
 

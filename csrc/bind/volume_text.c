@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "bind/volume_text.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,17 +38,21 @@ static bool parse_unsigned(const char *text, unsigned long most, uint32_t *ret, 
 	return true;
 }
 
-/* GUEST:HOST:COUNT */
-static bool parse_ids(const char *text, struct fcvm_vm_ids *ids, size_t *n)
+static_assert(FCVM_MAX_IDS == 340, "as it is told below");
+
+/* GUEST:HOST:COUNT. NULL, or what is wanted instead. */
+static const char *parse_ids(const char *text, struct fcvm_vm_ids *ids, size_t *n)
 {
 	struct fcvm_vm_ids *to = &ids[*n];
 
-	if (*n == FCVM_VOLUME_IDS || !parse_unsigned(text, UINT32_MAX, &to->guest, &text) || *text++ != ':' ||
+	if (*n == FCVM_MAX_IDS)
+		return "a map has at most 340 ranges";
+	if (!parse_unsigned(text, UINT32_MAX, &to->guest, &text) || *text++ != ':' ||
 		!parse_unsigned(text, UINT32_MAX, &to->host, &text) || *text++ != ':' ||
 		!parse_unsigned(text, UINT32_MAX, &to->count, &text) || *text || !to->count)
-		return false;
+		return "a map wants GUEST:HOST:COUNT, such as 0:1000:1";
 	++*n;
-	return true;
+	return NULL;
 }
 
 static bool parse_readers(const char *text, unsigned *ret)
@@ -83,7 +88,6 @@ static bool parse_locks(const char *text, bool *ret)
 static const char *parse_option(struct fcvm_volume_text *t, const char *name, const char *value)
 {
 	struct fcvm_vm_volume *v = &t->volume;
-	bool ok;
 
 	if (!value) {
 		if (strcmp(name, "ro") == 0 || strcmp(name, "rw") == 0)
@@ -101,12 +105,10 @@ static const char *parse_option(struct fcvm_volume_text *t, const char *name, co
 	if (strcmp(name, "timeout") == 0)
 		return parse_timeout(value, &v->timeout_s) ? NULL : "timeout= wants seconds, such as 0.5";
 	if (strcmp(name, "uid_map") == 0)
-		ok = parse_ids(value, t->uid_map, &v->nuid_map);
-	else if (strcmp(name, "gid_map") == 0)
-		ok = parse_ids(value, t->gid_map, &v->ngid_map);
-	else
-		return "there are ro, rw, devices, locks=, readers=, timeout=, uid_map= and gid_map=";
-	return ok ? NULL : "a map wants GUEST:HOST:COUNT, such as 0:1000:1";
+		return parse_ids(value, t->uid_map, &v->nuid_map);
+	if (strcmp(name, "gid_map") == 0)
+		return parse_ids(value, t->gid_map, &v->ngid_map);
+	return "there are ro, rw, devices, locks=, readers=, timeout=, uid_map= and gid_map=";
 }
 
 static int parse_options(struct fcvm_volume_text *t, const char *text, const char *options, struct fcvm_err *err)
@@ -117,7 +119,7 @@ static int parse_options(struct fcvm_volume_text *t, const char *text, const cha
 		const char *wanted;
 
 		if (n >= sizeof option)
-			return fcvm_fail(err, -EINVAL, "volume '%s': no option is that long", text);
+			return fcvm_fail(err, -EINVAL, "volume '%.200s': no option is that long", text);
 		memcpy(option, options, n);
 		option[n] = 0;
 		value = strchr(option, '=');
@@ -125,7 +127,7 @@ static int parse_options(struct fcvm_volume_text *t, const char *text, const cha
 			*value++ = 0;
 		wanted = parse_option(t, option, value);
 		if (wanted)
-			return fcvm_fail(err, -EINVAL, "volume '%s': option '%.*s': %s", text, (int)n, options, wanted);
+			return fcvm_fail(err, -EINVAL, "volume '%.200s': option '%.*s': %s", text, (int)n, options, wanted);
 		options = options[n] ? options + n + 1 : NULL;
 	}
 	return 0;

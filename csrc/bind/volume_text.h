@@ -13,13 +13,11 @@
 
 #include "fcvm.h"
 
-enum { FCVM_VOLUME_IDS = 32 }; /* entries of a map */
-
 /* Points into itself: stays where it is. */
 struct fcvm_volume_text {
 	struct fcvm_vm_volume volume;
 	char host[PATH_MAX], guest[PATH_MAX];
-	struct fcvm_vm_ids uid_map[FCVM_VOLUME_IDS], gid_map[FCVM_VOLUME_IDS];
+	struct fcvm_vm_ids uid_map[FCVM_MAX_IDS], gid_map[FCVM_MAX_IDS];
 };
 
 /* 0, or -EINVAL with a message that says what is wrong and what is wanted. host: as by fcvm_volume_host(). */

@@ -36,7 +36,10 @@ int vm_save(struct fcvm_vm *vm, const struct folder *to, bool stop, const struct
 
 	if (!memory || !state)
 		return fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
-	r = vm->with.driver->prepare_save(vm->vmm, memory, until, err);
+	/* What a save cuts cannot be had back: all that could refuse it comes first. */
+	r = running ? 0 : volumes_check_quiet(vm, err);
+	if (r == 0)
+		r = vm->with.driver->prepare_save(vm->vmm, memory, until, err);
 	if (r == 0 && running)
 		r = vm_quiesce(vm, until, err);
 	if (r < 0)

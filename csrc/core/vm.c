@@ -57,6 +57,7 @@ void vm_unref(struct fcvm_vm *vm)
 	free(vm->attached_node);
 	volumes_done(&vm->volumes);
 	pthread_mutex_destroy(&vm->lock);
+	fcvm_close(vm->mount_turn);
 	place_put(vm->place);
 	if (vm->host)
 		vm_unref(vm->host);
@@ -74,6 +75,7 @@ int vm_alloc(struct fcvm_vm **ret, const struct fcvm_vm_config *config, struct f
 	atomic_init(&vm->refs, 1);
 	pthread_mutex_init(&vm->lock, NULL);
 	vm->folder = (struct folder)FOLDER_INIT;
+	vm->mount_turn = turns_new(1);
 	vm->name = config->name ? strdup(config->name) : make_name();
 	vm->image_name = copy(config->image ? config->image : "mini");
 	vm->accel_wanted = copy_or_env(config->accel, "FCVM_ACCEL");
@@ -88,8 +90,10 @@ int vm_alloc(struct fcvm_vm **ret, const struct fcvm_vm_config *config, struct f
 	vm->balloon = config->balloon;
 	vm->jail = config->jail;
 	vm->host = config->node ? vm_ref(config->node) : NULL;
-	r = vm->name && vm->image_name && vm->cmdline && vm->image && vm->kernel ? runtime_get(&vm->rt, err)
-		: fcvm_fail_errno(err, -ENOMEM, "make a VM");
+	r = vm->name && vm->image_name && vm->cmdline && vm->image && vm->kernel ? 0 : -ENOMEM;
+	if (r == 0 && vm->mount_turn < 0)
+		r = vm->mount_turn;
+	r = r < 0 ? fcvm_fail_errno(err, r, "make a VM") : runtime_get(&vm->rt, err);
 	if (r < 0) {
 		vm_unref(vm);
 		return r;

@@ -32,6 +32,7 @@ struct fcvm_vm {
 	bool nested, balloon, jail;
 	bool clone; /* one of perhaps many of a snapshot */
 	bool attached;
+	int mount_turn;          /* who has it may mount and unmount; taken before `busy` */
 	struct fcvm_vm *host;    /* the VM that it runs on, referenced; NULL: this host */
 	/* lock: */
 	pthread_mutex_t lock;

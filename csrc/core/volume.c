@@ -7,6 +7,7 @@
 
 #include "base/fail.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "core/vm.h"
 #include "fusepipe/control.h"
 
@@ -16,13 +17,6 @@ _Static_assert((int)FCVM_MANIFEST_IDS == (int)FCVM_FUSE_MAX_IDS && (int)FCVM_MAN
 	"what a manifest may ask for is what a server can do");
 
 /* ---- servers ---- */
-
-static unsigned trace_rate(void)
-{
-	const char *env = getenv("FCVM_FUSE_TRACE_RATE");
-
-	return env ? (unsigned)strtoul(env, NULL, 10) : 0;
-}
 
 /* The same ranges in the server's words. */
 static struct fcvm_fuse_ids *server_ids(const struct fcvm_manifest_ids *from, size_t n)
@@ -48,15 +42,18 @@ static int start_server(struct fcvm_vm *vm, size_t i, const char *state, const s
 		.dirfd = vm->folder.lease.dirfd,
 		.number = c->number,
 		.state_file = state,
-		.traces = trace_rate() > 0,
 	};
 	struct fcvm_volume *handle;
+	unsigned rate = 0;
 	int r = uids && gids && name ? fcvm_store_libexec("fcvm-volume", &program, err)
 				     : fcvm_fail_errno(err, -ENOMEM, "%s: volume at %s", vm->name, c->guest);
 
+	if (r == 0)
+		r = volume_trace_rate(vm->name, c->guest, &rate, err);
 	if (r < 0)
 		return r;
 	config.program = program;
+	config.traces = rate > 0;
 	r = fcvm_volume_start(&handle, runtime_node(vm->rt), &config, until, err);
 	if (r < 0)
 		return r;
@@ -170,11 +167,12 @@ static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *unti
 		.target = c->root ? VOLUME_ROOT : c->guest,
 		.readonly = c->readonly,
 		.readers = c->readers,
-		.trace_rate = trace_rate(),
 	};
-	int r = start_server(vm, i, NULL, until, err), port = -1;
+	int r = volume_trace_rate(vm->name, c->guest, &m.trace_rate, err), port = -1;
 
 	snprintf(source, sizeof source, "volume-%u", c->number);
+	if (r == 0)
+		r = start_server(vm, i, NULL, until, err);
 	if (r == 0)
 		r = plug_port(vm, i, &port, err);
 	m.port = port >= 0;
@@ -229,10 +227,37 @@ int volumes_restore(struct fcvm_vm *vm, const char *states, const struct fcvm_un
 
 /* ---- standing still ---- */
 
+static bool has_ended(const struct volume_server *s)
+{
+	struct pollfd p = {.fd = s->handle ? fcvm_volume_exit_fd(s->handle) : -1, .events = POLLIN};
+
+	return p.fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+/* One that has ended stands still, and could go into no snapshot. */
+static int check_served(struct fcvm_vm *vm, struct fcvm_err *err)
+{
+	for (size_t i = 0; i < vm->volumes.n; i++)
+		if (has_ended(&vm->volumes.server[i]))
+			return fcvm_fail(err, -EIO, "%s: its volume at %s has ended: the guest has unmounted it, or its server died; "
+				"unmount it here as well, and mount it again if it is to be there", vm->name,
+				vm->volumes.config[i].guest);
+	return 0;
+}
+
+int volumes_check_quiet(struct fcvm_vm *vm, struct fcvm_err *err)
+{
+	for (size_t i = 0; i < volumes_mounted(&vm->volumes); i++)
+		if (!vm->volumes.server[i].quiet)
+			return fcvm_fail(err, -EBUSY, "%s: volume at %s did not come to rest when the VM was paused; resume it first",
+				vm->name, vm->volumes.config[i].guest);
+	return check_served(vm, err);
+}
+
 int volumes_pause(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct fcvm_until undo = fcvm_until_ms(UNDO_MS, -1);
-	int r = 0;
+	int r = check_served(vm, err);
 
 	for (size_t i = 0; i < vm->volumes.n && r == 0; i++) {
 		struct volume_server *s = &vm->volumes.server[i];
@@ -253,18 +278,22 @@ int volumes_save(struct fcvm_vm *vm, const char *states, const struct fcvm_until
 	int r = 0;
 
 	for (size_t i = 0; i < volumes_mounted(&vm->volumes) && r == 0; i++) {
-		const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
-		_cleanup_free_ char *state = fcvm_asprintf("%s/volume-%u.state", states, c->number);
+		_cleanup_free_ char *state = fcvm_asprintf("%s/volume-%u.state", states, vm->volumes.config[i].number);
 
-		if (!state)
-			r = fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
-		else if (!vm->volumes.server[i].quiet)
-			r = fcvm_fail(err, -EBUSY, "%s: volume at %s did not come to rest when the VM was paused; resume it first",
-				vm->name, c->guest);
-		else
-			r = fcvm_volume_save(vm->volumes.server[i].handle, state, until, err);
+		r = state ? fcvm_volume_save(vm->volumes.server[i].handle, state, until, err)
+			  : fcvm_fail_errno(err, -ENOMEM, "%s: snapshot", vm->name);
 	}
 	return r;
+}
+
+/* At rest the guest takes a stream's end for a snapshot's, and would wait for another. */
+static void part_with_ended(struct fcvm_vm *vm, size_t i)
+{
+	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+
+	if (vm->agent && !c->root && has_ended(&vm->volumes.server[i]))
+		fcvm_node_unmount(vm->agent, c->guest, true, &soon, NULL);
 }
 
 int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, struct fcvm_err *err)
@@ -280,8 +309,9 @@ int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, 
 				  : fcvm_volume_resume(s->handle, until, r < 0 ? NULL : err);
 		if (one == 0)
 			s->quiet = false;
-		else if (r == 0)
-			r = one;
+		else
+			part_with_ended(vm, i);
+		r = r < 0 ? r : one;
 	}
 	return r;
 }
@@ -307,20 +337,53 @@ int volumes_part(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm
 
 /* ---- the calls ---- */
 
+/* Who mounts or unmounts waits for others that do; for other changes nobody does. */
+static int begin_mount(struct fcvm_vm *vm, const char *what, const struct fcvm_until *until, struct fcvm_err *err)
+{
+	int r = turns_take(vm->mount_turn, until, "another mount to be done", err);
+
+	if (r < 0) {
+		fcvm_fail_prefix(err, "%s: %s", vm->name, what);
+		return r;
+	}
+	r = vm_begin(vm, 1u << FCVM_VM_RUNNING, what, err);
+	if (r < 0)
+		turns_give(vm->mount_turn);
+	return r;
+}
+
+static void finish_mount(struct fcvm_vm *vm)
+{
+	vm_finish(vm, FCVM_VM_RUNNING);
+	turns_give(vm->mount_turn);
+}
+
+/* What others see of it is not what it is: that undoes nothing. */
+static void tell_others(struct fcvm_vm *vm)
+{
+	struct fcvm_err err = FCVM_ERR_INIT;
+
+	if (vm_publish(vm, "running", &err) < 0)
+		fcvm_say(FCVM_SAY_WARNING, "other processes do not see its volumes as they are: %s", err.message);
+}
+
 static int mount_another(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, const struct fcvm_until *until,
 	struct fcvm_err *err)
 {
-	size_t i = vm->volumes.n;
-	int r;
+	struct volumes all = vm->volumes; /* the folder may keep who looks at it waiting */
+	size_t i = all.n;
+	int r = volume_configure(&all, vm->name, v, err);
 
-	pthread_mutex_lock(&vm->lock);
-	r = volume_configure(&vm->volumes, vm->name, v, err);
-	pthread_mutex_unlock(&vm->lock);
 	if (r < 0)
 		return r;
+	pthread_mutex_lock(&vm->lock);
+	vm->volumes = all;
+	pthread_mutex_unlock(&vm->lock);
 	r = mount_one(vm, i, until, err);
-	if (r == 0)
-		return vm_publish(vm, "running", err);
+	if (r == 0) {
+		tell_others(vm);
+		return 0;
+	}
 	pthread_mutex_lock(&vm->lock);
 	volume_forget(&vm->volumes, i);
 	pthread_mutex_unlock(&vm->lock);
@@ -331,14 +394,14 @@ int fcvm_vm_mount(struct fcvm_vm *vm, const struct fcvm_vm_volume *v, int64_t ti
 {
 	struct fcvm_until until = call_until(timeout_ms, DEFAULT_MOUNT_MS);
 	_cleanup_(cleanup_fcvm_node_unref) struct fcvm_node *agent = NULL;
-	int r = vm_begin(vm, 1u << FCVM_VM_RUNNING, "mount", err);
+	int r = begin_mount(vm, "mount", &until, err);
 
 	if (r < 0)
 		return r;
 	r = vm_agent(vm, "mount", &agent, err);
 	if (r == 0)
 		r = vm_explain(vm, mount_another(vm, v, &until, err), "mount", err);
-	vm_finish(vm, FCVM_VM_RUNNING);
+	finish_mount(vm);
 	return r;
 }
 
@@ -362,24 +425,24 @@ static int unmount_one(struct fcvm_vm *vm, size_t i, bool force, const struct fc
 	pthread_mutex_lock(&vm->lock);
 	volume_forget(&vm->volumes, i);
 	pthread_mutex_unlock(&vm->lock);
-	return vm_publish(vm, "running", err);
+	tell_others(vm);
+	return 0;
 }
 
 int fcvm_vm_unmount(struct fcvm_vm *vm, const char *guest, bool force, int64_t timeout_ms, struct fcvm_err *err)
 {
 	struct fcvm_until until = call_until(timeout_ms, DEFAULT_MOUNT_MS);
 	_cleanup_(cleanup_fcvm_node_unref) struct fcvm_node *agent = NULL;
-	int r = vm_begin(vm, 1u << FCVM_VM_RUNNING, "unmount", err), i;
+	int r = begin_mount(vm, "unmount", &until, err), i;
 
 	if (r < 0)
 		return r;
 	r = vm_agent(vm, "unmount", &agent, err);
-	i = volume_find(&vm->volumes, guest);
+	i = volume_find(vm->volumes.config, vm->volumes.n, guest);
 	if (r == 0 && i < 0)
-		r = fcvm_fail(err, -ENOENT, "%s: unmount %.200s: no volume is mounted there; 'fcvm volumes %s' shows those that are",
-			vm->name, guest, vm->name);
+		r = volume_fail_none(vm->name, "unmount", guest, err);
 	if (r == 0)
 		r = vm_explain(vm, unmount_one(vm, (size_t)i, force, &until, err), "unmount", err);
-	vm_finish(vm, FCVM_VM_RUNNING);
+	finish_mount(vm);
 	return r;
 }

@@ -39,12 +39,16 @@ uint32_t volumes_ports(const struct fcvm_manifest_volume *v, size_t n);
  * those it is to be beside. -EEXIST, -ENOENT, -ENOTDIR, -EINVAL, -EPERM. */
 int volume_configure(struct volumes *to, const char *vm_name, const struct fcvm_vm_volume *v, struct fcvm_err *err);
 int volume_configure_root(struct volumes *to, const char *vm_name, const char *folder, struct fcvm_err *err);
+/* $FCVM_FUSE_TRACE_RATE, which volume_configure() looks at as well; 0: none. */
+int volume_trace_rate(const char *vm_name, const char *guest, unsigned *ret, struct fcvm_err *err);
 /* Those of a snapshot, for a clone of it: their folders must be there. */
 int volumes_copy(struct volumes *to, const struct fcvm_manifest_volume *from, size_t n, const char *vm_name,
 	struct fcvm_err *err);
 void volumes_done(struct volumes *v);
-/* The index of what is at `guest`, as it was given; -1: nothing. */
-int volume_find(const struct volumes *v, const char *guest);
+/* The index of what is at `guest`, however that is written; -1: nothing. */
+int volume_find(const struct fcvm_manifest_volume *v, size_t n, const char *guest);
+/* -ENOENT */
+int volume_fail_none(const char *vm_name, const char *doing, const char *guest, struct fcvm_err *err);
 void volume_forget(struct volumes *v, size_t i);
 
 /* Of a VM whose agent answers: all that was configured; the root first, which is the guest's from then on. */
@@ -53,9 +57,12 @@ int volumes_mount(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcv
 int volumes_restore(struct fcvm_vm *vm, const char *states, const struct fcvm_until *until, struct fcvm_err *err);
 /* All of them at rest, or none. */
 int volumes_pause(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err);
-/* At rest: into that folder of this host. -EBUSY: one is not. */
+/* Whether a VM that is paused could be saved. -EBUSY: one of them is not at rest; -EIO: one has ended. */
+int volumes_check_quiet(struct fcvm_vm *vm, struct fcvm_err *err);
+/* At rest: into that folder of this host. */
 int volumes_save(struct fcvm_vm *vm, const char *states, const struct fcvm_until *until, struct fcvm_err *err);
-/* Those at rest go on, cut: by other streams. The first failure is told, but all are tried. */
+/* Those at rest go on, cut: by other streams. The first failure is told, but all are tried; one whose server has ended is
+ * unmounted in the guest. */
 int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, struct fcvm_err *err);
 /* At rest, in a guest that runs: their ports there lead nowhere from now on, so that it does not see the servers' end. */
 int volumes_part(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err);

@@ -15,7 +15,10 @@
 #define DEFAULT_TIMEOUT_S 1.0
 #define MAX_TIMEOUT_S     1e9
 
+enum { MAX_TRACE_RATE = 1000000000 };
+
 static_assert((int)FCVM_MAX_VOLUMES == (int)FCVM_MANIFEST_VOLUMES, "what a VM may have goes into its snapshot");
+static_assert((int)FCVM_MAX_IDS == (int)FCVM_MANIFEST_IDS, "and so do their maps");
 
 void volumes_done(struct volumes *v)
 {
@@ -38,52 +41,32 @@ void volume_forget(struct volumes *v, size_t i)
 	v->server[v->n] = (struct volume_server){.handle = NULL};
 }
 
-/* Without what means nothing in a path: "//", "/./" and a slash at the end. NULL: it has "..", or no memory. */
-static char *plain_path(const char *path)
+int volume_find(const struct fcvm_manifest_volume *v, size_t n, const char *guest)
 {
-	char *plain = malloc(strlen(path) + 2), *to = plain;
+	_cleanup_free_ char *plain = fcvm_path_plain(guest);
 
-	while (plain && *path) {
-		size_t n = strcspn(path, "/");
-
-		if (n == 2 && path[0] == '.' && path[1] == '.') {
-			free(plain);
-			return NULL;
-		}
-		if (n && !(n == 1 && *path == '.')) {
-			*to++ = '/';
-			memcpy(to, path, n);
-			to += n;
-		}
-		path += n + (path[n] == '/');
-	}
-	if (plain && to == plain)
-		*to++ = '/';
-	if (plain)
-		*to = 0;
-	return plain;
-}
-
-int volume_find(const struct volumes *v, const char *guest)
-{
-	_cleanup_free_ char *plain = plain_path(guest);
-
-	for (size_t i = 0; plain && i < v->n; i++)
-		if (strcmp(v->config[i].guest, plain) == 0)
+	for (size_t i = 0; plain && i < n; i++)
+		if (strcmp(v[i].guest, plain) == 0)
 			return (int)i;
 	return -1;
 }
 
+int volume_fail_none(const char *vm_name, const char *doing, const char *guest, struct fcvm_err *err)
+{
+	return fcvm_fail(err, -ENOENT, "%s: %s %.200s: no volume is mounted there; 'fcvm volumes %s' shows those that are",
+		vm_name, doing, guest, vm_name);
+}
+
 static int check_guest(const struct volumes *to, const char *vm, const char *guest, char **ret, struct fcvm_err *err)
 {
-	char *plain = guest && *guest == '/' ? plain_path(guest) : NULL;
+	char *plain = guest && *guest == '/' ? fcvm_path_plain(guest) : NULL;
 
 	if (!plain || strlen(plain) >= PATH_MAX || strcmp(plain, "/") == 0 || strcmp(plain, VOLUME_ROOT) == 0) {
 		free(plain);
 		return fcvm_fail(err, -EINVAL, "%s: volume at '%.200s': want an absolute path in the guest without '..'%s", vm,
 			guest ? guest : "", guest && strspn(guest, "/.") == strlen(guest) ? "; for '/' there is root" : "");
 	}
-	if (volume_find(to, plain) >= 0) {
+	if (volume_find(to->config, to->n, plain) >= 0) {
 		fcvm_fail(err, -EEXIST, "%s: volume at %s: there is one already; unmount that first", vm, plain);
 		free(plain);
 		return -EEXIST;
@@ -132,23 +115,37 @@ static int check_map(const char *vm, const char *guest, const struct fcvm_vm_ids
 	return 0;
 }
 
+/* The variable's number, if it is set. */
+static int number_of(const char *name, unsigned min, unsigned max, const char *vm, const char *guest, unsigned *ret,
+	struct fcvm_err *err)
+{
+	const char *env = getenv(name);
+	unsigned long n;
+	char *end;
+
+	if (!env || !*env)
+		return 0;
+	errno = 0;
+	n = strtoul(env, &end, 10);
+	if (*env < '0' || *env > '9' || *end || errno || n < min || n > max)
+		return fcvm_fail(err, -EINVAL, "%s: volume at %s: %s is '%.40s': want %u to %u", vm, guest, name, env, min, max);
+	*ret = (unsigned)n;
+	return 0;
+}
+
 static int choose_readers(const char *vm, const char *guest, unsigned wanted, unsigned *ret, struct fcvm_err *err)
 {
-	const char *env = getenv("FCVM_FUSE_READERS");
-	char *end;
-	unsigned long n = wanted;
-
-	if (!wanted && env && *env) {
-		n = strtoul(env, &end, 10);
-		if (*end || n < 1 || n > FCVM_MANIFEST_READERS)
-			return fcvm_fail(err, -EINVAL, "%s: volume at %s: FCVM_FUSE_READERS is '%.40s': want 1 to %d", vm, guest, env,
-				(int)FCVM_MANIFEST_READERS);
-	}
-	if (n > FCVM_MANIFEST_READERS)
-		return fcvm_fail(err, -EINVAL, "%s: volume at %s: %lu readers: want 1 to %d", vm, guest, n,
+	if (wanted > FCVM_MANIFEST_READERS)
+		return fcvm_fail(err, -EINVAL, "%s: volume at %s: %u readers: want 1 to %d", vm, guest, wanted,
 			(int)FCVM_MANIFEST_READERS);
-	*ret = n ? (unsigned)n : 1;
-	return 0;
+	*ret = wanted ? wanted : 1;
+	return wanted ? 0 : number_of("FCVM_FUSE_READERS", 1, FCVM_MANIFEST_READERS, vm, guest, ret, err);
+}
+
+int volume_trace_rate(const char *vm_name, const char *guest, unsigned *ret, struct fcvm_err *err)
+{
+	*ret = 0;
+	return number_of("FCVM_FUSE_TRACE_RATE", 0, MAX_TRACE_RATE, vm_name, guest, ret, err);
 }
 
 /* Whether a snapshot and vm.json can tell of it. */
@@ -182,12 +179,15 @@ static unsigned free_number(const struct volumes *v)
 
 static int add(struct volumes *to, const char *vm, struct fcvm_manifest_volume *c, struct fcvm_err *err)
 {
+	unsigned rate;
 	int r;
 
 	if (to->n == FCVM_MAX_VOLUMES)
 		return fcvm_fail(err, -ENOSPC, "%s: volume at %s: a VM may have %d volumes", vm, c->guest, (int)FCVM_MAX_VOLUMES);
 	c->number = free_number(to);
-	r = check_text(vm, c, err);
+	r = volume_trace_rate(vm, c->guest, &rate, err);
+	if (r == 0)
+		r = check_text(vm, c, err);
 	if (r < 0)
 		return r;
 	to->config[to->n] = *c;

@@ -90,28 +90,46 @@ static int describe(const struct fcvm_manifest_volume *v, const struct fcvm_json
 	return r;
 }
 
-static int read_list(const char *vm, int dirfd, struct fcvm_json *array, struct fcvm_err *err)
+/* What vm.json says of them. */
+struct list {
+	struct fcvm_json *json;
+	struct fcvm_manifest_volume *v;
+	size_t n;
+};
+
+static void list_done(struct list *l)
 {
-	_cleanup_(cleanup_fcvm_json_free) struct fcvm_json *json = NULL;
+	for (size_t i = 0; i < l->n; i++)
+		fcvm_manifest_volume_done(&l->v[i]);
+	free(l->v);
+	fcvm_json_free(l->json);
+}
+
+static int read_list(const char *vm, int dirfd, struct list *ret, struct fcvm_err *err)
+{
 	_cleanup_free_ char *text = NULL;
-	struct fcvm_manifest_volume *v = NULL;
-	const struct fcvm_json *list;
-	size_t size, n = 0;
+	size_t size;
 	int r = fcvm_file_read(dirfd, "vm.json", VM_JSON_MAX, &text, &size);
 
 	if (r < 0)
 		return fcvm_fail_errno(err, r, "%s: volumes: read vm.json", vm);
-	r = fcvm_json_parse(text, size, &json, err);
-	list = fcvm_json_get(json, "volumes");
+	r = fcvm_json_parse(text, size, &ret->json, err);
 	if (r == 0)
-		r = fcvm_manifest_volumes_parse(list, &v, &n, err);
+		r = fcvm_manifest_volumes_parse(fcvm_json_get(ret->json, "volumes"), &ret->v, &ret->n, err);
 	if (r < 0)
-		return fcvm_fail_prefix(err, "%s: volumes: vm.json", vm);
-	for (size_t i = 0; i < n && r == 0; i++)
-		r = describe(&v[i], fcvm_json_at(list, i), dirfd, array);
-	for (size_t i = 0; i < n; i++)
-		fcvm_manifest_volume_done(&v[i]);
-	free(v);
+		fcvm_fail_prefix(err, "%s: volumes: vm.json", vm);
+	return r;
+}
+
+static int describe_all(const char *vm, int dirfd, struct fcvm_json *array, struct fcvm_err *err)
+{
+	_cleanup_(list_done) struct list l = {.n = 0};
+	int r = read_list(vm, dirfd, &l, err);
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < l.n && r == 0; i++)
+		r = describe(&l.v[i], fcvm_json_at(fcvm_json_get(l.json, "volumes"), i), dirfd, array);
 	return r < 0 ? fcvm_fail_errno(err, r, "%s: volumes", vm) : 0;
 }
 
@@ -123,7 +141,7 @@ int fcvm_vm_volumes(struct fcvm_vm *vm, char **ret_json, struct fcvm_err *err)
 	int r = 0;
 
 	if (array && dirfd >= 0)
-		r = read_list(vm->name, dirfd, array, err);
+		r = describe_all(vm->name, dirfd, array, err);
 	if (r < 0)
 		return r;
 	text = array ? fcvm_json_print(array, 0) : NULL;
@@ -133,23 +151,28 @@ int fcvm_vm_volumes(struct fcvm_vm *vm, char **ret_json, struct fcvm_err *err)
 	return 0;
 }
 
-int fcvm_vm_traces(struct fcvm_vm *vm, unsigned number, char **ret_text, size_t *ret_size, struct fcvm_err *err)
+int fcvm_vm_traces(struct fcvm_vm *vm, const char *guest, char **ret_text, size_t *ret_size, struct fcvm_err *err)
 {
 	_cleanup_close_ int dirfd = open_dir(vm);
+	_cleanup_(list_done) struct list l = {.n = 0};
 	_cleanup_free_ char *old = NULL, *new = NULL;
 	size_t nold = 0, nnew = 0;
 	char name[64], *text;
-	int r;
+	int r = dirfd < 0 ? 0 : read_list(vm->name, dirfd, &l, err), i = volume_find(l.v, l.n, guest);
 
-	snprintf(name, sizeof name, "volume-%u.trace", number);
-	r = dirfd < 0 ? -ENOENT : fcvm_file_read(dirfd, name, TRACES_MAX, &new, &nnew);
 	if (r < 0)
-		return fcvm_fail_errno(err, r, "%s: traces of volume %u: read %s", vm->name, number, name);
-	snprintf(name, sizeof name, "volume-%u.trace.1", number);
+		return r;
+	if (i < 0)
+		return volume_fail_none(vm->name, "traces of", guest, err);
+	snprintf(name, sizeof name, "volume-%u.trace", l.v[i].number);
+	r = fcvm_file_read(dirfd, name, TRACES_MAX, &new, &nnew);
+	if (r < 0)
+		return fcvm_fail_errno(err, r, "%s: traces of %.200s: read %s", vm->name, guest, name);
+	snprintf(name, sizeof name, "volume-%u.trace.1", l.v[i].number);
 	fcvm_file_read(dirfd, name, TRACES_MAX, &old, &nold);
 	text = malloc(nold + nnew + 1);
 	if (!text)
-		return fcvm_fail_errno(err, -ENOMEM, "%s: traces of volume %u", vm->name, number);
+		return fcvm_fail_errno(err, -ENOMEM, "%s: traces of %.200s", vm->name, guest);
 	if (nold)
 		memcpy(text, old, nold);
 	memcpy(text + nold, new, nnew + 1);

@@ -31,7 +31,7 @@ _fcvm_volume() {
 		case ${typed##*[:,]} in
 		locks=*) words="host guest" ;;
 		*=*) ;;
-		*) words="ro devices locks= readers= timeout= uid_map= gid_map=" ;;
+		*) words="ro rw devices locks= readers= timeout= uid_map= gid_map=" ;;
 		esac
 		compopt -o nospace 2>/dev/null
 		cur=$last

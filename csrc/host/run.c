@@ -151,8 +151,8 @@ const struct verb verb_run = {
 	.operands = "[--] CMD [ARG...]",
 	.summary = "Start a VM, run a program in it, and end it",
 	.help = PROGRAM_HELP "\n\n"
-			     "What follows HOST:GUEST: are ro, devices, locks=guest (they exclude in the\n"
-			     "guest only), readers=N, timeout=SECONDS (of names and attributes),\n"
+			     "What follows HOST:GUEST: are ro or rw, devices, locks=guest (they exclude in\n"
+			     "the guest only), readers=N, timeout=SECONDS (of names and attributes),\n"
 			     "uid_map=GUEST:HOST:COUNT and gid_map=, with commas between them.\n\n"
 			     "Examples:\n"
 			     "  fcvm run -- uname -a\n"

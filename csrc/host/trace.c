@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/fd.h"
 #include "host/progress.h"
 #include "host/table.h"
 #include "host/terminal.h"
@@ -16,8 +17,9 @@ FCVM_CLEANUP(struct fcvm_vm, fcvm_vm_free)
 static bool is_wanted(const struct args *args, const struct fcvm_json *volume)
 {
 	const char *guest = args_value(args, "volume", NULL);
+	_cleanup_free_ char *plain = fcvm_path_plain(guest ? guest : "/");
 
-	return !guest || strcmp(guest, fcvm_json_string(volume, "guest", "")) == 0;
+	return !guest || (plain && strcmp(plain, fcvm_json_string(volume, "guest", "")) == 0);
 }
 
 /* ---- the summary ---- */
@@ -100,7 +102,7 @@ static int print_lines(const struct args *args, const struct fcvm_json *volumes,
 
 		if (!is_wanted(args, volume))
 			continue;
-		r = fcvm_vm_traces(vm, (unsigned)fcvm_json_int(volume, "number", 0), &text, &size, err);
+		r = fcvm_vm_traces(vm, fcvm_json_string(volume, "guest", ""), &text, &size, err);
 		if (r < 0 || size == 0)
 			continue;
 		at = last_lines(text, size, n);

@@ -57,8 +57,8 @@ static int gather_all(struct fcvm_json *to, struct fcvm_err *err)
 		if (strcmp(fcvm_json_string(vm, "state", ""), "ended") == 0)
 			continue;
 		r = gather_of(fcvm_json_string(vm, "id", ""), to, err);
-		/* It has ended meanwhile. */
-		if (r == -ENOENT)
+		/* It, or its owner, has ended meanwhile. */
+		if (r == -ENOENT || r == -ECONNREFUSED || r == -ECONNRESET)
 			r = 0;
 	}
 	return r;

@@ -47,19 +47,24 @@ int fcvm_manifest_volume_copy(struct fcvm_manifest_volume *to, const struct fcvm
 
 /* ---- writing ---- */
 
-/* [guest, host, count, guest, host, count, ...] */
+static int append_ids(struct fcvm_json *array, const struct fcvm_manifest_ids *ids)
+{
+	struct fcvm_json *j = fcvm_json_object();
+
+	if (j && fcvm_json_set_int(j, "guest", ids->guest) == 0 && fcvm_json_set_int(j, "host", ids->host) == 0 &&
+		fcvm_json_set_int(j, "count", ids->count) == 0)
+		return fcvm_json_append(array, j);
+	fcvm_json_free(j);
+	return -ENOMEM;
+}
+
 static struct fcvm_json *map_json(const struct fcvm_manifest_ids *ids, size_t n)
 {
 	struct fcvm_json *array = fcvm_json_array();
 	int r = array ? 0 : -ENOMEM;
 
-	for (size_t i = 0; i < n && r == 0; i++) {
-		r = fcvm_json_append_int(array, ids[i].guest);
-		if (r == 0)
-			r = fcvm_json_append_int(array, ids[i].host);
-		if (r == 0)
-			r = fcvm_json_append_int(array, ids[i].count);
-	}
+	for (size_t i = 0; i < n && r == 0; i++)
+		r = append_ids(array, &ids[i]);
 	if (r == 0)
 		return array;
 	fcvm_json_free(array);
@@ -74,7 +79,7 @@ struct fcvm_json *fcvm_manifest_volume_json(const struct fcvm_manifest_volume *v
 		fcvm_json_set_string(j, "guest", v->guest) == 0 && fcvm_json_set_bool(j, "readonly", v->readonly) == 0 &&
 		fcvm_json_set_bool(j, "devices", v->devices) == 0 &&
 		fcvm_json_set_string(j, "locks", v->local_locks ? "guest" : "host") == 0 &&
-		fcvm_json_set_int(j, "readers", v->readers) == 0 && fcvm_json_set_real(j, "timeout_s", v->timeout_s) == 0 &&
+		fcvm_json_set_int(j, "readers", v->readers) == 0 && fcvm_json_set_real(j, "timeout", v->timeout_s) == 0 &&
 		fcvm_json_set_bool(j, "root", v->root) == 0 && fcvm_json_set_bool(j, "port", v->port) == 0 &&
 		fcvm_json_set(j, "uid_map", map_json(v->uids, v->nuids)) == 0 &&
 		fcvm_json_set(j, "gid_map", map_json(v->gids, v->ngids)) == 0)
@@ -103,18 +108,17 @@ static int parse_map(const struct fcvm_json *j, const char *name, struct fcvm_ma
 	struct fcvm_err *err)
 {
 	const struct fcvm_json *array = fcvm_json_get(j, name);
-	size_t n = fcvm_json_count(array) / 3;
+	size_t n = fcvm_json_count(array);
 
-	if (!array || fcvm_json_count(array) % 3 != 0 || n > FCVM_MANIFEST_IDS)
-		return fcvm_fail(err, -EINVAL, "\"%s\" is missing or not 3 numbers for each of at most %d ranges", name,
-			(int)FCVM_MANIFEST_IDS);
+	if (!array || n > FCVM_MANIFEST_IDS)
+		return fcvm_fail(err, -EINVAL, "\"%s\" is missing or no list of at most %d ranges", name, (int)FCVM_MANIFEST_IDS);
 	*ret = n ? calloc(n, sizeof **ret) : NULL;
 	if (n && !*ret)
 		return fcvm_fail_errno(err, -ENOMEM, "\"%s\"", name);
 	for (size_t i = 0; i < n; i++) {
-		int64_t guest = fcvm_json_whole(fcvm_json_at(array, 3 * i), -1);
-		int64_t host = fcvm_json_whole(fcvm_json_at(array, 3 * i + 1), -1);
-		int64_t count = fcvm_json_whole(fcvm_json_at(array, 3 * i + 2), -1);
+		const struct fcvm_json *ids = fcvm_json_at(array, i);
+		int64_t guest = fcvm_json_int(ids, "guest", -1), host = fcvm_json_int(ids, "host", -1);
+		int64_t count = fcvm_json_int(ids, "count", -1);
 
 		if (guest < 0 || host < 0 || count < 1 || guest > UINT32_MAX || host > UINT32_MAX ||
 			count > UINT32_MAX - guest || count > UINT32_MAX - host)
@@ -131,13 +135,13 @@ static int parse_one(const struct fcvm_json *j, struct fcvm_manifest_volume *v, 
 	const char *locks = fcvm_json_string(j, "locks", "");
 	int r;
 
-	v->timeout_s = fcvm_json_real(j, "timeout_s", -1);
+	v->timeout_s = fcvm_json_real(j, "timeout", -1);
 	if (number < 0 || number >= FCVM_MANIFEST_VOLUMES)
 		return fcvm_fail(err, -EINVAL, "\"number\" is missing or none from 0 to %d", FCVM_MANIFEST_VOLUMES - 1);
 	if (readers < 1 || readers > FCVM_MANIFEST_READERS)
 		return fcvm_fail(err, -EINVAL, "\"readers\" is missing or none from 1 to %d", (int)FCVM_MANIFEST_READERS);
 	if (!(v->timeout_s >= 0 && v->timeout_s <= TIMEOUT_MAX))
-		return fcvm_fail(err, -EINVAL, "\"timeout_s\" is missing or no time");
+		return fcvm_fail(err, -EINVAL, "\"timeout\" is missing or no time");
 	if (strcmp(locks, "host") != 0 && strcmp(locks, "guest") != 0)
 		return fcvm_fail(err, -EINVAL, "\"locks\" is neither \"host\" nor \"guest\"");
 	v->number = (unsigned)number;

@@ -135,7 +135,7 @@ struct fcvm_manifest_differs { /* what this host has, to be compared; NULL membe
 void fcvm_manifest_done(struct fcvm_manifest *m);
 int fcvm_manifest_volume_copy(struct fcvm_manifest_volume *to, const struct fcvm_manifest_volume *from); /* -ENOMEM: nothing */
 void fcvm_manifest_volume_done(struct fcvm_manifest_volume *v);
-/* {number, host, guest, readonly, devices, locks, readers, timeout_s, root, uid_map, gid_map}; NULL: no memory, or a path that
+/* {number, host, guest, readonly, devices, locks, readers, timeout, root, port, uid_map, gid_map}; NULL: no memory, or a path that
  * is not UTF-8. */
 struct fcvm_json *fcvm_manifest_volume_json(const struct fcvm_manifest_volume *v);
 /* An array of such, from anybody. -EINVAL naming the member. ret: malloc'ed, each to be done with, too; NULL if there are none. */

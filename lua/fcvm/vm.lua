@@ -345,11 +345,12 @@ end
 -- ---- volumes ----
 
 --- Mounts a folder of this host in the guest. What one side writes the other sees; snapshots and clones take the volume
--- along, with open files and locks.
+-- along, with open files and locks. A lock that cannot be had again, since another clone of the snapshot has it, say, is lost,
+-- which the guest is not told: `volume-N.log` in `vm.dir` tells.
 --
 --     vm:mount { host = "src", guest = "/work", readonly = true }
 --     vm:mount "src:/work:ro"
--- @tparam table|string opts `"HOST:GUEST[:OPTION,...]"` (options: `ro`, `devices`, `locks=guest`, `readers=N`,
+-- @tparam table|string opts `"HOST:GUEST[:OPTION,...]"` (options: `ro`, `rw`, `devices`, `locks=guest`, `readers=N`,
 -- `timeout=S`, `uid_map=GUEST:HOST:COUNT`, `gid_map=`), or
 --
 -- * `host`: the folder; `guest`: where it is mounted, an absolute path; made if it is missing
@@ -370,12 +371,12 @@ function VM:mount(opts)
     return itself(self, core.vm_mount(self, checked, checked.wait))
 end
 
-local UNMOUNT = { force = options.boolean, wait = options.seconds }
+local UNMOUNT = { force = options.boolean, timeout = options.seconds }
 
 --- Unmounts a volume.
 -- @tparam string guest where it is mounted
--- @tparam ?table opts `force`: also while programs use it, whose calls on it then fail; `wait`: the limit of the call in
--- seconds (default: 30)
+-- @tparam ?table opts `force`: also while programs use it, whose calls on it then fail; `timeout`: of the call, in seconds
+-- (default: 30)
 -- @treturn[1] vm itself
 -- @treturn[2] nil
 -- @treturn[2] error `EBUSY`: a program uses it; `ENOENT`: no volume is mounted there
@@ -383,13 +384,14 @@ function VM:unmount(guest, opts)
     check(self, "vm", "unmount")
     options.argument("vm:unmount", "guest", options.string, guest)
     opts = options.check("vm:unmount", UNMOUNT, opts)
-    return itself(self, core.vm_unmount(self, guest, opts.force, opts.wait))
+    return itself(self, core.vm_unmount(self, guest, opts.force, opts.timeout))
 end
 
 --- Its volumes, and what their servers have counted.
--- @treturn[1] {table,...} each with `number`, `host`, `guest`, `readonly`, `devices`, `locks`, `readers`, `timeout_s`,
--- `root`, `state` ("waiting", "running", "quiet", "ended"), `files`, `handles`, `bytes_read`, `bytes_written`, `ops` (by
--- name: `count`, `errors`, `p50_us`, `p99_us`, `max_us`, `histogram_ns`), `trace` (by name, of the traced ones)
+-- @treturn[1] {table,...} each with `number`, `host`, `guest`, `readonly`, `devices`, `locks`, `readers`, `timeout`,
+-- `uid_map`, `gid_map`, `root`, `port` (its first stream is a virtio port of its own), `pid` (of its server), `state`
+-- ("waiting", "running", "quiet", "ended"), `files`, `handles`, `bytes_read`, `bytes_written`, `ops` (by name: `count`,
+-- `errors`, `p50_us`, `p99_us`, `max_us`, `histogram_ns`), `trace` (by name, of the traced ones)
 -- @treturn[2] nil
 -- @treturn[2] error
 function VM:volumes()
@@ -412,12 +414,7 @@ end
 function VM:traces(guest)
     check(self, "vm", "traces")
     options.argument("vm:traces", "guest", options.string, guest)
-    local list, err = self:volumes()
-    if not list then return nil, err end
-    for _, v in ipairs(list) do
-        if v.guest == guest then return core.vm_traces(self, v.number) end
-    end
-    return nil, handle.failure("traces", "ENOENT", ("%s: no volume is mounted at %s"):format(self.name, guest))
+    return core.vm_traces(self, guest)
 end
 
 -- ---- the type ----

@@ -40,7 +40,7 @@ local function id_map(v)
     for key in pairs(v) do
         if not list[key] then return nil, expected end
     end
-    if #list > 32 then return nil, nil, "at most 32 entries" end
+    if #list > 340 then return nil, nil, "at most 340 entries" end
     return list
 end
 

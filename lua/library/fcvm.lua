@@ -48,8 +48,12 @@
 ---@field devices boolean
 ---@field locks "host"|"guest"
 ---@field readers integer
----@field timeout_s number
+---@field timeout number seconds
+---@field uid_map fcvm.IdRange[]
+---@field gid_map fcvm.IdRange[]
 ---@field root boolean
+---@field port boolean its first stream is a virtio port of its own
+---@field pid integer of its server
 ---@field state "waiting"|"running"|"quiet"|"ended"
 ---@field files integer
 ---@field handles integer
@@ -216,7 +220,7 @@ function VM:listen(on) end
 function VM:mount(volume) end
 
 ---@param guest string where it is mounted
----@param opts? { force?: boolean, wait?: number }
+---@param opts? { force?: boolean, timeout?: number }
 ---@return fcvm.VM? self, fcvm.Error? err
 function VM:unmount(guest, opts) end
 

@@ -35,6 +35,28 @@ describe("run with volumes", function()
         contains("Not a directory", err)
     end)
 
+    it("does not take what is no rate for one", function()
+        for _, rate in ipairs { "1k", "abc", "-1" } do
+            local code, _, err = cli.sh(("FCVM_FUSE_TRACE_RATE=%s fcvm run -v .:/work -- true"):format(rate))
+            assert.equal(1, code)
+            contains(("FCVM_FUSE_TRACE_RATE is '%s'"):format(rate), err)
+        end
+    end)
+
+    it("has room for many clones where few files may be open, and does not change what programs in the guest may", function()
+        local file = cli.program [[
+            local fcvm = require "fcvm"
+            local vm <close> = assert(fcvm.vm { memory = "128M", volumes = { { host = ".", guest = "/work" } } }:start())
+            print((assert(vm:exec { "sh", "-c", "ulimit -Sn" }).stdout:gsub("\n", "")))
+            local snap <close> = assert(vm:snapshot())
+            local clones <close> = assert(snap:clone(10))
+            print(#clones)]]
+        local code, out, err = cli.sh("ulimit -Sn 200; fcvm script " .. file)
+        assert.equal("", err:gsub("fcvm: [bk][^\n]*\n", ""))
+        assert.equal(0, code)
+        assert.equal("1024\n10\n", out)
+    end)
+
     it("mounts them in a clone of a snapshot, too", function()
         local name = "volumes-cli-" .. os.time()
         local file = cli.program(([[

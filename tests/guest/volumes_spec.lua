@@ -82,6 +82,8 @@ describe("a volume", function()
         assert.equal(3, #check(vm:volumes()))
         assert.equal(4, T.volume(vm, "/mnt/second").readers)
         assert.equal("guest", T.volume(vm, "/mnt/third").locks)
+        assert.equal(1, T.volume(vm, "/mnt/third").timeout)
+        assert.equal("", check(vm:traces "//mnt/third/"))
         assert.matches("Read%-only", (guest(vm, "touch /mnt/second/x")))
         assert.matches("Read%-only", (guest(vm, "rm /mnt/second/name")))
         assert.equal("second\n", T.read(second .. "/name"))
@@ -156,6 +158,26 @@ describe("a volume", function()
         assert.equal("", (guest(vm, "grep given-up /proc/mounts")))
         assert.equal(1, #check(vm:volumes()))
         T.await("the servers end", 5, function() return #T.servers() == 1 end)
+    end)
+
+    it("is mounted beside others at the same time", function()
+        local list = {}
+        for i = 1, 4 do list[i] = T.folder() end
+        fcvm.parallel(list, function(folder) check(vm:mount(folder .. ":/beside" .. folder)) end)
+        assert.equal(5, #check(vm:volumes()))
+        fcvm.parallel(list, function(folder) check(vm:unmount("/beside" .. folder)) end)
+    end)
+
+    it("is there also where that cannot be told to others", function()
+        local json, folder = vm.dir .. "/vm.json", T.folder()
+        os.rename(json, json .. ".before")
+        host("mkdir " .. json)
+        local mounted, why = vm:mount(folder .. ":/untold")
+        local gone, why_not = vm:unmount "/untold"
+        host("rmdir " .. json)
+        os.rename(json .. ".before", json)
+        check(mounted, why)
+        check(gone, why_not)
     end)
 
     it("is refused where it cannot be, with a reason", function()
@@ -244,6 +266,8 @@ describe("a volume", function()
             gid_map = { { guest = 0, host = 2000, count = 10 } },
         })
         assert.equal("0:0\n65534:65534\n", (guest(vm, "stat -c %u:%g /ids/mapped /ids/other")))
+        assert.same({ { guest = 0, host = 1000, count = 1 }, { guest = 5, host = 500, count = 10 } },
+            T.volume(vm, "/ids").uid_map)
         guest(vm, "touch /ids/new; chown 7:3 /ids/new")
         assert.equal("502:2003\n", host("stat -c %u:%g " .. folder .. "/new"))
         assert.is_true(select(2, guest(vm, "chown 70 /ids/new")) ~= 0)
@@ -291,6 +315,66 @@ describe("a volume", function()
         assert.equal("text\n", (guest(vm, "cat /dying/file")))
         check(vm:unmount "/dying")
         assert.equal("host\n", (guest(vm, "cat /work/from-before")))
+    end)
+end)
+
+describe("standing still", function()
+    -- A VM with a volume, and its server.
+    local function with_server(name)
+        local src, before = T.folder(), {}
+        for _, pid in ipairs(T.servers()) do before[pid] = true end
+        local vm = T.vm { name = name, volumes = { src .. ":/work" } }
+        for _, pid in ipairs(T.servers()) do
+            if not before[pid] then return vm, src, pid end
+        end
+    end
+
+    it("is refused to a snapshot where a volume did not come to rest, which goes on all the same", function()
+        local vm, src, pid = with_server "restless"
+        local closing <close> = vm
+        host("kill -STOP " .. pid)
+        check(vm:pause())
+        local snap, err = vm:snapshot()
+        host("kill -CONT " .. pid)
+        assert.is_nil(snap)
+        assert.equal("EBUSY", err.code)
+        assert.matches("resume it first", err.msg)
+        check(vm:resume())
+        guest(vm, "echo after >/work/after")
+        assert.equal("after\n", T.read(src .. "/after"))
+        check(vm:snapshot()):close()
+    end)
+
+    it("is refused at once to a snapshot where a volume has ended", function()
+        local vm <close> = with_server "ended"
+        local more = T.folder()
+        check(vm:mount(more .. ":/more"))
+        host("kill -KILL " .. math.tointeger(T.volume(vm, "/more").pid))
+        T.await("it ends", 5, function() return T.volume(vm, "/more").state == "ended" end)
+        local from = fcvm.now()
+        local snap, err = vm:snapshot()
+        assert.is_nil(snap)
+        assert.matches("/more", err.msg)
+        assert.matches("unmount it", err.msg)
+        assert.is_true(fcvm.now() - from < 0.4)
+        check(vm:unmount("/more/", { force = true, timeout = 10 }))
+        check(vm:snapshot()):close()
+    end)
+
+    it("leaves nobody waiting whose server dies meanwhile", function()
+        local vm, src, pid = with_server "dies"
+        local closing <close> = vm
+        T.write(src .. "/file", "text\n")
+        check(vm:pause())
+        host("kill -KILL " .. pid)
+        local ok, err = vm:resume()
+        assert.is_nil(ok)
+        assert.matches("/work", err.msg)
+        assert.equal("running", vm.state)
+        assert.matches("No such file", (guest(vm, "cat /work/file", 5)))
+        check(vm:unmount "/work")
+        check(vm:mount(src .. ":/work"))
+        assert.equal("text\n", (guest(vm, "cat /work/file")))
     end)
 end)
 

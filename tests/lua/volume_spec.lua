@@ -41,12 +41,17 @@ describe("a volume as text", function()
             ".:/w:readers=-1", ".:/w:timeout=", ".:/w:timeout=-1", ".:/w:timeout=nan", ".:/w:timeout=0x1",
             ".:/w:uid_map=0", ".:/w:uid_map=0:0", ".:/w:uid_map=0:0:0", ".:/w:uid_map=0:0:1:1",
             ".:/w:uid_map=0:0:4294967296", ".:/w:" .. ("x"):rep(200), ("x"):rep(5000) .. ":/w", ".:/" .. ("x"):rep(5000),
-            ".:/w:" .. ("uid_map=0:0:1,"):rep(33) .. "ro",
+            ".:/w:" .. ("uid_map=0:0:1,"):rep(341) .. "ro",
         } do
             local v, why = core.volume_parse(bad)
             assert.is_nil(v, bad)
             assert.matches("^volume '", why)
         end
+    end)
+
+    it("has maps of as many ranges as the kernel takes, and says so", function()
+        assert.equal(340, #core.volume_parse(".:/w:" .. ("uid_map=0:0:1,"):rep(340) .. "ro").uid_map)
+        assert.matches("at most 340", select(2, core.volume_parse(".:/w:" .. ("gid_map=0:0:1,"):rep(341) .. "ro")))
     end)
 
     it("is of the folder that is here now", function()
@@ -100,6 +105,8 @@ describe("volumes as options", function()
         assert.matches("^vm:mount: volume: volume '%.': HOST:GUEST", message(function() made:mount "." end))
         assert.matches("^vm:mount: volume: expected a table such as", message(function() made:mount() end))
         assert.matches("option \"force\": expected true or false", message(function() made:unmount("/w", { force = 1 }) end))
+        assert.matches([[unknown option "wait"]], message(function() made:unmount("/w", { wait = 1 }) end))
+        assert.equal("EINVAL", select(2, made:unmount("/w", { timeout = 1 })).code)
         assert.matches("vm:unmount: guest: expected a string", message(function() made:unmount() end))
     end)
 

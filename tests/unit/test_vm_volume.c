@@ -155,7 +155,7 @@ static void test_misuse(void)
 	CHECK(ok(fcvm_vm_new(&vm, &config, &err)));
 	CHECK(fcvm_vm_mount(vm, first, FCVM_DEFAULT_TIMEOUT, &err) == -EINVAL && says("it is new"));
 	CHECK(fcvm_vm_unmount(vm, "/work/0", false, FCVM_DEFAULT_TIMEOUT, &err) == -EINVAL && says("it is new"));
-	CHECK(fcvm_vm_traces(vm, 0, &text, &size, &err) == -ENOENT && !text);
+	CHECK(fcvm_vm_traces(vm, "/work/0", &text, &size, &err) == -ENOENT && !text);
 	fcvm_vm_free(vm);
 }
 
@@ -233,13 +233,13 @@ static void test_traces(void)
 	vm = start("traced", &v, 1);
 	unsetenv("FCVM_FUSE_TRACE_RATE");
 	CHECK(strcmp(sh(vm, "cat /traced/name"), "traced") == 0);
-	CHECK(ok(fcvm_vm_traces(vm, 0, &text, &size, &err)));
+	CHECK(ok(fcvm_vm_traces(vm, "//traced/", &text, &size, &err)));
 	/* A line for each request. */
 	CHECK(text && strlen(text) == size && size && text[size - 1] == '\n');
 	CHECK(text && strstr(text, "read") && strstr(text, "lookup"));
 	free(text);
 	text = NULL;
-	CHECK(fcvm_vm_traces(vm, 7, &text, &size, &err) == -ENOENT && says("7") && !text);
+	CHECK(fcvm_vm_traces(vm, "/seven", &text, &size, &err) == -ENOENT && says("/seven") && !text);
 	fcvm_vm_free(vm);
 }
 
