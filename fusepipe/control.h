@@ -41,6 +41,7 @@ enum fcvm_fuse_to_host { /* fuse_in_header.opcode */
 	FCVM_FUSE_QUIET = 0x46430002,
 	FCVM_FUSE_TRACE = 0x46430003,  /* struct fcvm_fuse_trace, `received` and `delivered` 0 */
 	FCVM_FUSE_TRACED = 0x46430004, /* struct fcvm_fuse_trace */
+	FCVM_FUSE_LEFT = 0x46430005,   /* the mount has ended; nothing follows. A device tells its other end of no end */
 };
 
 /* Nanoseconds of the guest's CLOCK_MONOTONIC. */

@@ -18,7 +18,7 @@
 #include "vmm/qemu_private.h"
 #include "wire/wire.h"
 
-enum { BUSY_MS = 500 };
+enum { BUSY_MS = 500, UNDO_MS = 2000 };
 
 /* format's text as a command's arguments. */
 static int command(struct qemu *q, const char *name, const struct fcvm_until *until, struct fcvm_err *err,
@@ -68,17 +68,20 @@ static int remove_chardev(struct qemu *q, unsigned number, const struct fcvm_unt
 
 static int add_port(struct qemu *q, unsigned number, const struct fcvm_until *until, struct fcvm_err *err)
 {
+	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
 	int k = set_chardev(q, number, false, true, until, err);
 
-	if (k < 0)
-		return k;
-	k = command(q, "device_add", until, err, "{\"driver\":\"virtserialport\",\"id\":\"" QEMU_PORT_DEVICE "\",\"nr\":%u,"
-		"\"chardev\":\"" QEMU_PORT_CHARDEV "\",\"name\":\"" FCVM_WIRE_PORT_STREAM "\"}", number, QEMU_PORT_FIRST + number,
-		number, number);
-	if (k < 0)
-		remove_chardev(q, number, until, NULL);
-	else
+	if (k == 0)
+		k = command(q, "device_add", until, err, "{\"driver\":\"virtserialport\",\"id\":\"" QEMU_PORT_DEVICE "\",\"nr\":%u,"
+			"\"chardev\":\"" QEMU_PORT_CHARDEV "\",\"name\":\"" FCVM_WIRE_PORT_STREAM "\"}", number,
+			QEMU_PORT_FIRST + number, number, number);
+	/* What was given up may come to be all the same. */
+	if (k < 0) {
+		command(q, "device_del", &soon, NULL, "{\"id\":\"" QEMU_PORT_DEVICE "\"}", number);
+		remove_chardev(q, number, &soon, NULL);
+	} else {
 		q->ports |= 1u << number;
+	}
 	return k;
 }
 

@@ -370,6 +370,8 @@ static int pump_with(const struct fcvm_fuse_pump *config, struct pump *p, struct
 	if (!result) {
 		run_workers(config, p, workers, n);
 		result = atomic_load(&p->why);
+		for (unsigned i = 0; i < made; i++)
+			reader_leave(&readers[i]);
 	}
 	if (!made)
 		fcvm_close(config->device);

@@ -491,6 +491,12 @@ int reader_init(struct reader *r, const struct pump *p, unsigned number, int epo
 	return result ? result : side_init(&r->replies);
 }
 
+void reader_leave(struct reader *r)
+{
+	if (r->stream >= 0 && say(r, FCVM_FUSE_LEFT, NULL, 0) == 0)
+		send_requests(r);
+}
+
 void reader_done(struct reader *r)
 {
 	fcvm_close(r->device);

@@ -55,6 +55,8 @@ struct reader {
 
 /* 0 or -errno; in either case to be given to reader_done(). The device is taken. */
 int reader_init(struct reader *r, const struct pump *p, unsigned number, int epoll, int device);
+/* Tells the host that the mount has ended, if that can be told at once. */
+void reader_leave(struct reader *r);
 /* Closes what is left. */
 void reader_done(struct reader *r);
 /* A stream for it, from any thread; taken, also on failure. It may find no need of it and close it. 0 or -errno. */

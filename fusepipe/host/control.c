@@ -160,6 +160,9 @@ bool control_message(struct server *s, struct stream *st, const struct fuse_in_h
 	case FCVM_FUSE_TRACED:
 		trace_message(s, h);
 		return true;
+	case FCVM_FUSE_LEFT:
+		st->left = true;
+		return true;
 	default:
 		return false;
 	}

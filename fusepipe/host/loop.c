@@ -114,6 +114,8 @@ static int turn(struct server *s, struct stream *st, uint32_t events)
 	r = serve_messages(s, st);
 	if (r)
 		return r;
+	if (st->left)
+		return -ENODATA;
 	r = stream_flush(st);
 	return r < 0 ? r : 0;
 }

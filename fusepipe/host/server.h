@@ -38,6 +38,7 @@ struct stream {
 	uint32_t events; /* epoll's, as registered */
 	struct bytes in, out;
 	bool ended;
+	bool left; /* the guest has said that it is over */
 	unsigned owes_paused, owes_quiet; /* how many PAUSED and QUIET are to come */
 };
 
