@@ -99,8 +99,11 @@ static void *work(void *arg)
 	for (unsigned i = w->index; i < FILES; i += THREADS) {
 		int fd = open_file("file", i, w->write ? O_WRONLY : O_RDONLY);
 
-		if (fd < 0 || (w->write ? write(fd, data, SIZE) != SIZE || fsync(fd) : read(fd, data, SIZE) != SIZE))
+		errno = 0; /* of a short read */
+		if (fd < 0 || (w->write ? write(fd, data, SIZE) != SIZE || fsync(fd) : read(fd, data, SIZE) != SIZE)) {
+			fprintf(stderr, "fuse-volume: file %u: %s: %m\n", i, w->write ? "write and fsync" : "read");
 			failed = 1;
+		}
 		close(fd);
 	}
 	return NULL;
