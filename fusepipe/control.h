@@ -52,15 +52,21 @@ struct fcvm_fuse_trace {
 	uint64_t delivered; /* the device has taken it */
 };
 
-struct fcvm_fuse_greeting {
-	uint32_t len; /* these three are struct fuse_out_header's */
+struct fcvm_fuse_order { /* as struct fuse_out_header */
+	uint32_t len;
 	int32_t error;
 	uint64_t unique;
+};
+#define FCVM_FUSE_ORDER(what) ((struct fcvm_fuse_order){.len = sizeof(struct fcvm_fuse_order), .error = (what)})
+
+struct fcvm_fuse_greeting {
+	struct fcvm_fuse_order order;
 	uint32_t reader; /* 0 ... */
 	uint32_t zero;
 };
 #define FCVM_FUSE_GREETING_TO(number) \
-	((struct fcvm_fuse_greeting){.len = sizeof(struct fcvm_fuse_greeting), .error = FCVM_FUSE_GREETING, .reader = (number)})
+	((struct fcvm_fuse_greeting){ \
+		.order = {.len = sizeof(struct fcvm_fuse_greeting), .error = FCVM_FUSE_GREETING}, .reader = (number)})
 
 /* The pump's address in its guest: "unix:@" and this, with the volume's number; by vsock FCVM_WIRE_VSOCK_STREAMS + that
  * number; a virtio port of the name FCVM_WIRE_PORT_STREAM, with that number, is its first reader's stream. */

@@ -286,14 +286,23 @@ int volumes_save(struct fcvm_vm *vm, const char *states, const struct fcvm_until
 	return r;
 }
 
-/* At rest the guest takes a stream's end for a snapshot's, and would wait for another. */
-static void part_with_ended(struct fcvm_vm *vm, size_t i)
+/* At rest the guest takes a stream's end for a snapshot's, and would wait for another. So it is given one that has it go
+ * on and ends: whoever uses the volume is told. */
+static void tell_of_end(struct fcvm_vm *vm, size_t i)
 {
-	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
+	const struct {
+		struct fcvm_fuse_greeting greeting;
+		struct fcvm_fuse_order go_on;
+	} words = {FCVM_FUSE_GREETING_TO(0), FCVM_FUSE_ORDER(FCVM_FUSE_RESUME)};
 	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+	bool own = false;
+	int fd;
 
-	if (vm->agent && !c->root && has_ended(&vm->volumes.server[i]))
-		fcvm_node_unmount(vm->agent, c->guest, true, &soon, NULL);
+	if (!vm->agent || !has_ended(&vm->volumes.server[i]) ||
+		connect_stream(vm, vm->volumes.config[i].number, &own, &soon, &fd, NULL) < 0)
+		return;
+	fcvm_fd_send_until(fd, &words, sizeof words, &soon);
+	fcvm_close(fd);
 }
 
 int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, struct fcvm_err *err)
@@ -310,7 +319,7 @@ int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, 
 		if (one == 0)
 			s->quiet = false;
 		else
-			part_with_ended(vm, i);
+			tell_of_end(vm, i);
 		r = r < 0 ? r : one;
 	}
 	return r;

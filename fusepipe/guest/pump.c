@@ -128,7 +128,7 @@ static bool hear_caller(struct door *d, struct caller *c)
 		c->got += (size_t)n;
 	if (n > 0 && c->got < sizeof c->greeting)
 		return false;
-	if (n > 0 && c->greeting.error == FCVM_FUSE_GREETING && c->greeting.reader < d->config->readers)
+	if (n > 0 && c->greeting.order.error == FCVM_FUSE_GREETING && c->greeting.reader < d->config->readers)
 		reader_offer(&d->readers[c->greeting.reader], c->fd);
 	else
 		fcvm_close(c->fd);

@@ -128,7 +128,7 @@ static void close_trace(struct reader *r, const void *body)
 /* By a new host, on a stream that was there before it. */
 static bool is_greeting(const struct reader *r, const struct fuse_out_header *h, const void *body)
 {
-	struct fcvm_fuse_greeting g = {.len = 0};
+	struct fcvm_fuse_greeting g;
 
 	if (h->len != sizeof g)
 		return false;

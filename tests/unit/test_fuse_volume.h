@@ -141,7 +141,7 @@ static inline bool greeted(struct guest *g)
 	for (unsigned i = 0; i < READERS; i++) {
 		struct fcvm_fuse_greeting greeting;
 
-		if (fcvm_fd_read_full(g->fd[i], &greeting, sizeof greeting) || greeting.error != FCVM_FUSE_GREETING ||
+		if (fcvm_fd_read_full(g->fd[i], &greeting, sizeof greeting) || greeting.order.error != FCVM_FUSE_GREETING ||
 			greeting.reader != i)
 			return false;
 	}
