@@ -105,7 +105,7 @@ local function of_guest()
     local against = { "tmpfs", "virtio_9p", "virtiofsd" }
     return {
         driver = vm.driver, accel = vm.accel, vcpus = 2, kernel = shell(vm, "uname -r"):match "%S+",
-        note = "All with their defaults: virtiofsd has cache=auto and locks of the guest's own; virtio-9p cache=loose, forced: none.",
+        note = "Defaults: virtiofsd has cache=auto and locks of the guest's own; virtio-9p cache=loose, forced: none.",
         throughput = sample.collect(who, ROUNDS, "throughput", 1, against),
         forced = sample.collect(who, ROUNDS, "operations", 0, against, COUNT),
         cached = sample.collect(who, ROUNDS, "cached", 1, against, COUNT),

@@ -18,7 +18,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -136,21 +135,17 @@ static unsigned signal_users(int signo)
 	while (dir && (e = readdir(dir))) {
 		pid_t pid = (pid_t)strtol(e->d_name, NULL, 10);
 
-		if (pid > 1 && has_program(pid) && !is_pump(pid, program))
+		if (pid > 1 && pid != getpid() && has_program(pid) && !is_pump(pid, program))
 			found += kill(pid, signo) == 0;
 	}
 	return found;
 }
 
-/* Reaps until none of them is left or the time is up. */
+/* Until none of them is left or the time is up. */
 static bool await_users(int tries)
 {
 	for (; tries > 0; tries--) {
-		pid_t pid;
-
-		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-			;
-		if ((pid < 0 && errno == ECHILD) || signal_users(0) == 0)
+		if (signal_users(0) == 0)
 			return true;
 		nanosleep(&(struct timespec){.tv_nsec = 5 * 1000 * 1000}, NULL);
 	}
@@ -166,9 +161,12 @@ static bool reset_is_off(void)
 	       strstr(line, "fcvm.poweroff=reboot");
 }
 
+/* In a process of its own: what is written to volumes until the last moment may have to be carried by us. */
 static void end_machine(int what)
 {
-	/* -1 is everybody but us; pumps do not mind. */
+	if (fork() > 0)
+		return;
+	/* -1 is everybody but PID 1 and this process; pumps do not mind. */
 	kill(-1, SIGTERM);
 	if (!await_users(400)) {
 		signal_users(SIGKILL);
@@ -207,5 +205,6 @@ void init_power(struct agent *a, int what)
 {
 	if (a->init)
 		end_machine(what);
-	ask_init(what);
+	else
+		ask_init(what);
 }

@@ -316,6 +316,9 @@ void stream_data(struct stream *s, unsigned channel, const uint8_t *data, size_t
 	while (s->agent->pending + size > PENDING_MAX) {
 		struct stream *most = most_pending(s->agent);
 
+		/* What is pending elsewhere, of nobody's link, cannot be had. */
+		if (pending_of(most) == 0)
+			most = s;
 		stream_end(most);
 		if (most == s)
 			return;

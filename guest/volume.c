@@ -16,6 +16,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -186,16 +187,14 @@ static int await_port(const char *target, unsigned number, struct fcvm_err *err)
 	for (;;) {
 		struct pollfd p = {.events = POLLOUT};
 
-		if (fd < 0)
-			fd = port_open(name);
-		p.fd = fd;
+		p.fd = fd = port_open(name);
 		if (fd >= 0 && poll(&p, 1, 0) >= 0 && !(p.revents & POLLHUP))
 			return fcvm_steal_fd(fd);
-		if (fd < 0 && fd != -ENOENT)
-			return fcvm_fail_errno(err, fd, "mount %s: open the virtio port %s", target, name);
 		if (fcvm_until_passed(&until))
-			return fcvm_fail(err, -ENODEV, "mount %s: the virtio port %s, which the host says is there, %s", target, name,
-				fd < 0 ? "is not" : "has no host behind it");
+			return fcvm_fail(err, -ENODEV, "mount %s: the virtio port %s, which the host says is there: %s", target, name,
+				fd < 0 ? strerror(-fd) : "no host is behind it");
+		/* Not yet; or one of the same name that is on its way out. */
+		fd = fcvm_close(fd);
 		nanosleep(&(struct timespec){.tv_nsec = 1000 * 1000}, NULL);
 	}
 }
@@ -251,9 +250,39 @@ static int await_place(const char *target, struct fcvm_err *err)
 	return 0;
 }
 
+/* The place by the name that mountinfo has for it. The last of it is not looked at: it may be a volume that nobody serves. */
+static char *resolve(const char *wanted)
+{
+	const char *name = strrchr(wanted, '/') + 1;
+	_cleanup_free_ char *parent = strndup(wanted, (size_t)(name - wanted)), *real = parent ? realpath(parent, NULL) : NULL;
+
+	return real ? fcvm_asprintf("%s/%s", strcmp(real, "/") == 0 ? "" : real, name) : strdup(wanted);
+}
+
+/* A folder that nothing of ours is mounted on, made if need be. *ret: what to mount on. */
+static int make_place(const char *wanted, char **ret, struct fcvm_err *err)
+{
+	_cleanup_free_ char *before = resolve(wanted), *real = NULL;
+	struct stat st;
+	int r = before ? await_place(before, err) : fcvm_fail_errno(err, -ENOMEM, "mount %s", wanted);
+
+	if (r < 0)
+		return r;
+	r = fcvm_dir_make(wanted, 0755);
+	if (r < 0)
+		return fcvm_fail_errno(err, r, "mount %s: make the folder", wanted);
+	real = resolve(wanted);
+	if (!real || lstat(real, &st) < 0)
+		return fcvm_fail_errno(err, real ? -errno : -ENOMEM, "mount %s", wanted);
+	if (S_ISLNK(st.st_mode))
+		return fcvm_fail(err, -ELOOP, "mount %s: it is a symbolic link; name the folder that it leads to", wanted);
+	*ret = fcvm_steal_ptr(real);
+	return 0;
+}
+
 int volume_mount(char **argv, struct fcvm_err *err)
 {
-	_cleanup_free_ char *target = strdup(argv[2]);
+	_cleanup_free_ char *target = NULL;
 	pid_t agent = getppid(), child;
 	_cleanup_close_ int end = (int)syscall(SYS_pidfd_open, agent, 0);
 	_cleanup_close_ int here = -1, vsock = -1, port = -1;
@@ -262,14 +291,11 @@ int volume_mount(char **argv, struct fcvm_err *err)
 		.readers = (unsigned)strtoul(argv[6], NULL, 10),
 		.trace_rate = (unsigned)strtoul(argv[7], NULL, 10)};
 	unsigned number = (unsigned)strtoul(argv[4], NULL, 10), flags = (unsigned)strtoul(argv[5], NULL, 10);
-	int r = target ? await_place(target, err) : fcvm_fail_errno(err, -ENOMEM, "mount %s", argv[2]);
+	int r = make_place(argv[2], &target, err);
 	sigset_t term;
 
 	if (r < 0)
 		return r;
-	r = fcvm_dir_make(target, 0755);
-	if (r < 0)
-		return fcvm_fail_errno(err, r, "mount %s: make the folder", argv[2]);
 	here = listen_unix(target, number, err);
 	if (here < 0)
 		return here;
@@ -307,10 +333,12 @@ int volume_mount(char **argv, struct fcvm_err *err)
 
 int volume_unmount(char **argv, struct fcvm_err *err)
 {
-	const char *target = argv[2];
+	_cleanup_free_ char *target = resolve(argv[2]);
 	bool now = argv[3][0] == '1';
 	struct place p;
 
+	if (!target)
+		return fcvm_fail_errno(err, -ENOMEM, "unmount %s", argv[2]);
 	look(&p, target);
 	if (p.top[0] && !p.volume)
 		return fcvm_fail(err, -EINVAL, "unmount %s: a file system %s is there, and no volume", target, p.top);

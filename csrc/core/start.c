@@ -126,7 +126,7 @@ int vm_reconnect(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm
 	struct fcvm_node *agent;
 	struct place *node;
 	bool seen = vm->generation > 0; /* by other processes */
-	int r;
+	int r, volumes = 0;
 
 	pthread_mutex_lock(&vm->lock);
 	agent = fcvm_steal_ptr(vm->agent);
@@ -140,17 +140,19 @@ int vm_reconnect(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm
 	r = vm_connect_agent(vm, id.generation, until, err);
 	/* Before it is asked: if only its answer is lost, it must not be greeted by its own generation the next time. */
 	vm->generation = id.generation;
+	/* One that cannot go on keeps nobody from the rest. */
 	if (r == 0)
-		r = volumes_go_on(vm, true, until, err);
+		volumes = volumes_go_on(vm, true, until, err);
 	if (r == 0)
 		r = fcvm_node_identify(vm->agent, &id, until, err);
 	if (r < 0)
 		return r; /* still cut: it is tried again when it goes on the next time */
 	vm->cut = false;
-	if (!seen)
-		return 0;
-	r = serve_others(vm, err);
-	return r < 0 ? r : vm_publish(vm, "running", err);
+	if (seen)
+		r = serve_others(vm, err);
+	if (seen && r == 0)
+		r = vm_publish(vm, "running", err);
+	return r < 0 ? r : volumes;
 }
 
 int vm_identify(struct fcvm_vm *vm, uint64_t generation, const struct fcvm_until *until, struct fcvm_err *err)

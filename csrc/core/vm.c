@@ -322,7 +322,6 @@ void vm_tear_down(struct fcvm_vm *vm)
 
 int vm_quiesce(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	struct fcvm_until undo = fcvm_until_ms(FREEZE_MS, -1);
 	int r = vm->agent ? volumes_pause(vm, until, err)
 			  : fcvm_fail(err, -EAGAIN, "%s: its agent did not answer after the last snapshot", vm->name);
 
@@ -330,7 +329,9 @@ int vm_quiesce(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_e
 		return r;
 	r = fcvm_node_freeze(vm->agent, until, err);
 	if (r < 0) {
-		volumes_go_on(vm, false, &undo, NULL);
+		struct fcvm_until soon = fcvm_until_ms(FREEZE_MS, -1);
+
+		volumes_go_on(vm, false, &soon, NULL);
 		return r;
 	}
 	vm->frozen = true;
@@ -449,9 +450,12 @@ int fcvm_vm_resume(struct fcvm_vm *vm, struct fcvm_err *err)
 	}
 	/* From here on it runs, whatever its agent says. */
 	r = wake_agent(vm, &until, err);
-	/* Its clock stood still as well. Who is reconnected is told the time with the identity. */
-	if (r == 0 && answers)
-		r = fcvm_node_set_clock(vm->agent, fcvm_realtime_ns(), &until, err);
+	/* Its clock stood still as well, whatever its volumes say. Who is reconnected is told the time with the identity. */
+	if (answers && vm->agent) {
+		int clock = fcvm_node_set_clock(vm->agent, fcvm_realtime_ns(), &until, r < 0 ? NULL : err);
+
+		r = r < 0 ? r : clock;
+	}
 	vm_publish(vm, "running", NULL);
 	vm_finish(vm, FCVM_VM_RUNNING);
 	return vm_explain(vm, r, "resume", err);

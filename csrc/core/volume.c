@@ -103,21 +103,24 @@ static int plug_port(struct fcvm_vm *vm, size_t i, int *ret, struct fcvm_err *er
 {
 	struct fcvm_until patient = fcvm_until_ms(PLUG_MS, -1);
 	const struct vmm_ops *driver = vm->with.driver;
-	int r = driver->plug ? driver->plug(vm->vmm, vm->volumes.config[i].number, &patient, ret, err) : -EOPNOTSUPP;
+	struct fcvm_err why = FCVM_ERR_INIT;
+	int r = driver->plug ? driver->plug(vm->vmm, vm->volumes.config[i].number, &patient, ret, &why) : -EOPNOTSUPP;
 
 	if (r == -EOPNOTSUPP) {
 		*ret = -1;
-		r = 0;
+		return 0;
 	}
+	if (r < 0 && err)
+		*err = why;
 	return r;
 }
 
 static void unplug_port(struct fcvm_vm *vm, size_t i)
 {
-	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+	struct fcvm_until patient = fcvm_until_ms(PLUG_MS, -1);
 
 	if (vm->volumes.config[i].port)
-		vm->with.driver->unplug(vm->vmm, vm->volumes.config[i].number, &soon, NULL);
+		vm->with.driver->unplug(vm->vmm, vm->volumes.config[i].number, &patient, NULL);
 }
 
 /* One for each reader. port: the first one's, taken, or -1. */
@@ -156,10 +159,16 @@ static int connect_again(struct fcvm_vm *vm, size_t i, const struct fcvm_until *
 
 /* ---- mounting ---- */
 
+static void undo_mount(struct fcvm_vm *vm, const char *target)
+{
+	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+
+	fcvm_node_unmount(vm->agent, target, true, &soon, NULL);
+}
+
 static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	const struct fcvm_manifest_volume *c = &vm->volumes.config[i];
-	struct fcvm_until undo = fcvm_until_ms(UNDO_MS, -1);
 	char source[32];
 	struct fcvm_mount m = {
 		.number = c->number,
@@ -185,14 +194,14 @@ static int mount_one(struct fcvm_vm *vm, size_t i, const struct fcvm_until *unti
 			fcvm_close(port);
 		/* Its RESULT may have been on its way. */
 		if (r == -ETIMEDOUT || r == -ECANCELED)
-			fcvm_node_unmount(vm->agent, m.target, true, &undo, NULL);
+			undo_mount(vm, m.target);
 	}
 	if (r == 0) {
 		r = connect_server(vm, i, port, until, err);
 		if (r == 0 && c->root)
 			r = fcvm_node_switch_root(vm->agent, VOLUME_ROOT, until, err);
 		if (r < 0)
-			fcvm_node_unmount(vm->agent, m.target, true, &undo, NULL);
+			undo_mount(vm, m.target);
 	}
 	if (r < 0) {
 		end_server(vm, i);
@@ -256,7 +265,6 @@ int volumes_check_quiet(struct fcvm_vm *vm, struct fcvm_err *err)
 
 int volumes_pause(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	struct fcvm_until undo = fcvm_until_ms(UNDO_MS, -1);
 	int r = check_served(vm, err);
 
 	for (size_t i = 0; i < vm->volumes.n && r == 0; i++) {
@@ -264,12 +272,14 @@ int volumes_pause(struct fcvm_vm *vm, const struct fcvm_until *until, struct fcv
 
 		if (!s->handle)
 			continue;
-		if (!s->quiet)
-			r = fcvm_volume_pause(s->handle, until, err);
+		r = fcvm_volume_pause(s->handle, until, err);
 		s->quiet = r == 0;
 	}
-	if (r < 0)
-		volumes_go_on(vm, false, &undo, NULL);
+	if (r < 0) {
+		struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+
+		volumes_go_on(vm, false, &soon, NULL);
+	}
 	return r;
 }
 
@@ -316,10 +326,11 @@ int volumes_go_on(struct fcvm_vm *vm, bool cut, const struct fcvm_until *until, 
 		if (s->handle && s->quiet)
 			one = cut ? connect_again(vm, i, until, r < 0 ? NULL : err)
 				  : fcvm_volume_resume(s->handle, until, r < 0 ? NULL : err);
-		if (one == 0)
-			s->quiet = false;
-		else
+		if (one < 0)
 			tell_of_end(vm, i);
+		/* Nothing more can be done for one that has ended. */
+		if (one == 0 || has_ended(s))
+			s->quiet = false;
 		r = r < 0 ? r : one;
 	}
 	return r;

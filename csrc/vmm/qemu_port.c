@@ -68,7 +68,6 @@ static int remove_chardev(struct qemu *q, unsigned number, const struct fcvm_unt
 
 static int add_port(struct qemu *q, unsigned number, const struct fcvm_until *until, struct fcvm_err *err)
 {
-	struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
 	int k = set_chardev(q, number, false, true, until, err);
 
 	if (k == 0)
@@ -77,6 +76,8 @@ static int add_port(struct qemu *q, unsigned number, const struct fcvm_until *un
 			QEMU_PORT_FIRST + number, number, number);
 	/* What was given up may come to be all the same. */
 	if (k < 0) {
+		struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+
 		command(q, "device_del", &soon, NULL, "{\"id\":\"" QEMU_PORT_DEVICE "\"}", number);
 		remove_chardev(q, number, &soon, NULL);
 	} else {
@@ -103,6 +104,11 @@ int fcvm_qemu_plug(struct vmm *v, unsigned number, const struct fcvm_until *unti
 		k = there ? set_chardev(q, number, true, ret_fd, until, err) : add_port(q, number, until, err);
 	fcvm_close(fds[1]);
 	if (k < 0) {
+		struct fcvm_until soon = fcvm_until_ms(UNDO_MS, -1);
+
+		/* Nobody may have taken it. */
+		if (ret_fd)
+			command(q, "closefd", &soon, NULL, "{\"fdname\":\"volume\"}");
 		fcvm_close(fds[0]);
 		return fcvm_qemu_fail(q, k, err);
 	}
@@ -119,9 +125,11 @@ int fcvm_qemu_unplug(struct vmm *v, unsigned number, const struct fcvm_until *un
 	if (number >= QEMU_PORTS || !(q->ports & 1u << number))
 		return 0;
 	k = command(q, "device_del", until, err, "{\"id\":\"" QEMU_PORT_DEVICE "\"}", number);
-	if (k == 0)
-		q->ports &= ~(1u << number);
+	/* Whatever became of the first: the next one to be plugged in under its number is to find nothing. */
+	q->ports &= ~(1u << number);
 	if (k == 0)
 		k = remove_chardev(q, number, until, err);
+	else
+		remove_chardev(q, number, until, NULL);
 	return k < 0 ? fcvm_qemu_fail(q, k, err) : 0;
 }

@@ -310,9 +310,13 @@ static int send_line(struct fcvm_qmp *q, const char *line, int fd, const struct 
 	c->cmsg_type = SCM_RIGHTS;
 	c->cmsg_len = CMSG_LEN(sizeof fd);
 	memcpy(CMSG_DATA(c), &fd, sizeof fd);
-	do {
-		n = sendmsg(q->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
-	} while (n < 0 && errno == EINTR);
+	while ((n = sendmsg(q->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT)) < 0 && (errno == EINTR || errno == EAGAIN)) {
+		struct pollfd p = {.fd = q->fd, .events = POLLOUT};
+		int k = errno == EAGAIN ? fcvm_until_poll(until, &p, 1) : 0;
+
+		if (k < 0)
+			return k;
+	}
 	return n < 0 ? -errno : fcvm_fd_send_until(q->fd, line + n, v.iov_len - n, until);
 }
 

@@ -330,10 +330,19 @@ static int make_workers(const struct fcvm_fuse_pump *config, struct pump *p, str
 	return result;
 }
 
-static void close_streams(const struct fcvm_fuse_pump *config)
+/* What is said to a host whose stream is not even a reader's. */
+static void refuse(int stream)
+{
+	const struct fuse_in_header left = {.len = sizeof left, .opcode = FCVM_FUSE_LEFT};
+
+	(void)!write(stream, &left, sizeof left);
+	fcvm_close(stream);
+}
+
+static void refuse_streams(const struct fcvm_fuse_pump *config)
 {
 	for (unsigned i = 0; i < config->nstreams; i++)
-		fcvm_close(config->streams[i]);
+		refuse(config->streams[i]);
 }
 
 /* The streams are taken. ret_made: how many of the readers are to be given to reader_done(). */
@@ -349,7 +358,7 @@ static int make_readers(const struct fcvm_fuse_pump *config, struct pump *p, str
 	}
 	for (unsigned i = 0; i < config->nstreams; i++) {
 		if (result)
-			fcvm_close(config->streams[i]);
+			refuse(config->streams[i]);
 		else
 			result = reader_offer(&readers[i], config->streams[i]);
 	}
@@ -364,15 +373,15 @@ static int pump_with(const struct fcvm_fuse_pump *config, struct pump *p, struct
 	int result = p->stop < 0 ? p->stop : make_workers(config, p, readers, workers, n);
 
 	if (result)
-		close_streams(config);
+		refuse_streams(config);
 	else
 		result = make_readers(config, p, readers, workers, n, &made);
 	if (!result) {
 		run_workers(config, p, workers, n);
 		result = atomic_load(&p->why);
-		for (unsigned i = 0; i < made; i++)
-			reader_leave(&readers[i]);
 	}
+	for (unsigned i = 0; i < made; i++)
+		reader_leave(&readers[i]);
 	if (!made)
 		fcvm_close(config->device);
 	while (made)
@@ -398,7 +407,7 @@ int fcvm_fuse_pump(const struct fcvm_fuse_pump *config, struct fcvm_err *err)
 	p.stop = fcvm_fd_event();
 	if (result) {
 		fcvm_close(config->device);
-		close_streams(config);
+		refuse_streams(config);
 		fcvm_fail_errno(err, result, "volume: %u readers", config->readers);
 	} else {
 		result = pump_with(config, &p, readers, workers, n);

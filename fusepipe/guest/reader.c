@@ -96,7 +96,8 @@ static void put_control(char *to, uint32_t opcode, const void *body, size_t size
 	struct fuse_in_header h = {.len = sizeof h + size, .opcode = opcode};
 
 	memcpy(to, &h, sizeof h);
-	memcpy(to + sizeof h, body, size);
+	if (size)
+		memcpy(to + sizeof h, body, size);
 }
 
 /* Behind the requests so far. -EPROTO: the host asks and does not read. */
@@ -493,6 +494,8 @@ int reader_init(struct reader *r, const struct pump *p, unsigned number, int epo
 
 void reader_leave(struct reader *r)
 {
+	if (r->stream < 0)
+		r->stream = atomic_exchange(&r->offered, -1);
 	if (r->stream >= 0 && say(r, FCVM_FUSE_LEFT, NULL, 0) == 0)
 		send_requests(r);
 }

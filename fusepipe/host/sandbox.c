@@ -2,8 +2,9 @@
 /*
  * What the serving process can still do once it reads what a guest sends: its root is the volume's folder in a mount
  * namespace of its own (no devices, no set-id; read-only if the volume is), its capabilities are those that acting for
- * callers takes, it gains none by exec, and most system calls do not exist for it. One way out of the folder is left to a
- * server of root's that was taken over: by open_by_handle_at(2), which nodes are shelved by, to the rest of its file system.
+ * callers takes, it gains none by exec, and most system calls do not exist for it. Two ways are left to a server of root's
+ * that was taken over: by open_by_handle_at(2), which nodes are shelved by, to the rest of the folder's file system; and
+ * what the host mounts beneath the folder later is there as the host has it, with its devices and to be written.
  *
  * For a user who is not root it is Landlock that keeps the process beneath the folder: a mount namespace would take a
  * user namespace, in which everybody else's files are nobody's. Where the kernel has no Landlock (5.19 and newer have

@@ -49,9 +49,9 @@ describe("a volume of a VM on this host's root", function()
     -- Those that start few programs: under emulation each takes a second. Of our history only the end.
     for _, name in ipairs { "git_clone", "rsync_compare", "sqlite_journals", "tar_round_trip" } do
         as_root("carries " .. name, function()
-            host(("test -d %s/repository || git clone -q --depth 5 file://$(realpath %s/../..) %s/repository"):format(src, here, src))
-            local out, status = guest(vm,
-                ("FIELD_REPOSITORY=/mnt/host/repository FIELD_ROWS=5 %s/field %s /mnt/host /mnt/volume"):format(volume, name), 120)
+            host(("cd %s && { test -d repository || git clone -q --depth 5 file://%s/../.. repository; }"):format(src, volume))
+            local settings = "FIELD_REPOSITORY=/mnt/host/repository FIELD_ROWS=5"
+            local out, status = guest(vm, ("%s %s/field %s /mnt/host /mnt/volume"):format(settings, volume, name), 120)
             if status == 77 then return pending(out:match "[^\n]*\n*$") end
             assert.equal(0, status, out)
         end)

@@ -5,6 +5,8 @@
  */
 #include "test_agent.h"
 
+#include <limits.h>
+
 #include "fusepipe/control.h"
 
 enum { NUMBER = 4711, WAITING = 12 };
@@ -185,20 +187,20 @@ static void test_given_up(void)
 	stop(h);
 }
 
-/* A tmpfs there, in the agent's namespace. mount(8) would look at it first. */
+/* A tmpfs there, in the agent's namespace, by this program, "cover": mount(8) would look at it first. */
 static void cover(const struct host *h, const char *target)
 {
+	char agent[12], self[PATH_MAX] = "";
 	int status = -1;
-	pid_t pid = fork();
+	pid_t pid;
 
+	snprintf(agent, sizeof agent, "%d", h->pid);
+	CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+	mkdir(target, 0755);
+	pid = fork();
 	if (pid == 0) {
-		char path[64];
-		int ns;
-
-		snprintf(path, sizeof path, "/proc/%d/ns/mnt", h->pid);
-		ns = open(path, O_RDONLY | O_CLOEXEC);
-		mkdir(target, 0755);
-		_exit(setns(ns, CLONE_NEWNS) < 0 || mount("none", target, "tmpfs", 0, NULL) < 0);
+		execlp("nsenter", "nsenter", "-m", "-t", agent, self, "cover", target, NULL);
+		_exit(2);
 	}
 	waitpid(pid, &status, 0);
 	CHECK(status == 0);
@@ -212,6 +214,23 @@ static bool refused(struct host *h, uint32_t id, uint32_t code, const char *text
 	if (!so)
 		fprintf(stderr, "%u: %s\n", s->code, (char *)fcvm_buf_head(&s->payload));
 	return so;
+}
+
+/* A place has one name, however it is called. */
+static void test_linked(void)
+{
+	struct host *h = start_agent(true);
+	const char *real = at("folder"), *link = at("link");
+	char within[300];
+
+	snprintf(within, sizeof within, "%s/volume", link);
+	CHECK(mkdir(real, 0755) == 0 && symlink("folder", link) == 0);
+	CHECK(refused(h, ask_mount(h, link), ELOOP, "symbolic link"));
+	CHECK(ok(h, ask_mount(h, within)));
+	CHECK(refused(h, ask_mount(h, at("folder/volume")), EBUSY, "mounted there already"));
+	CHECK(ok(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, within, NULL)));
+	CHECK(refused(h, strings(h, FCVM_WIRE_UNMOUNT, 1, 1, 0, at("folder/volume"), NULL), EINVAL, ""));
+	stop(h);
 }
 
 /* Nothing but a volume goes. */
@@ -271,13 +290,17 @@ static void test_storm(void)
 	stop(h);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	static const struct test tests[] = {
 		{"quick programs", test_quick_programs}, {"unconnected", test_unconnected},
-		{"unanswered", test_unanswered}, {"given up", test_given_up}, {"another", test_another}, {"many", test_many}, {"storm", test_storm},
+		{"unanswered", test_unanswered}, {"given up", test_given_up}, {"another", test_another},
+		{"linked", test_linked}, {"many", test_many},
+		{"storm", test_storm},
 	};
 
+	if (argc == 3)
+		return mount("none", argv[2], "tmpfs", 0, NULL) < 0;
 	if (geteuid() != 0 || access("/dev/fuse", R_OK | W_OK) < 0) {
 		printf("volumes: wants root and /dev/fuse\n");
 		return 77;

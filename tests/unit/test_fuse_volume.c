@@ -716,41 +716,48 @@ static void tear_down(void)
 	fcvm_tree_remove(AT_FDCWD, top);
 }
 
-/* By a server of one who is not root, which finds files by their paths. */
-static void as_user(void (*test)(void))
-{
-	int status = 0;
-	pid_t child = fork();
+/* By a server of one who is not root, which finds files by their paths. In this program anew: it has threads. */
+static void (*const as_user[])(void) = {test_state, test_saved_again, test_moved_later, test_unopened_readonly};
 
+static void run_as_user(unsigned i)
+{
+	char number[12];
+	int status = -1;
+	pid_t child;
+
+	snprintf(number, sizeof number, "%u", i);
+	child = fork();
 	if (!child) {
-		strcpy(top + strlen(top) - 6, "XXXXXX");
-		if (!geteuid() && (setgroups(0, NULL) || setgid(12345) || setuid(12345)))
-			_exit(3);
-		set_up();
-		check_failed = 0;
-		test();
-		tear_down();
-		_exit(check_failed != 0);
+		execl("/proc/self/exe", "test_fuse_volume", number, NULL);
+		_exit(2);
 	}
 	waitpid(child, &status, 0);
 	CHECK(status == 0);
 }
 
-int main(void)
+static int be_user(unsigned i)
+{
+	if (!geteuid() && (setgroups(0, NULL) || setgid(12345) || setuid(12345)))
+		return 3;
+	set_up();
+	as_user[i]();
+	tear_down();
+	return check_failed != 0;
+}
+
+int main(int argc, char **argv)
 {
 	signal(SIGPIPE, SIG_IGN);
+	if (argc == 2)
+		return be_user((unsigned)atoi(argv[1]) % (sizeof as_user / sizeof *as_user));
 	set_up();
 	test_attach();
 	test_pause();
 	test_before_init();
 	test_state();
 	test_saved_again();
-	as_user(test_state);
-	as_user(test_saved_again);
 	test_moved_later();
-	as_user(test_moved_later);
 	test_unopened();
-	as_user(test_unopened_readonly);
 	test_locks();
 	test_bad_state();
 	test_death();
@@ -758,5 +765,7 @@ int main(void)
 	test_traces();
 	test_untraced();
 	tear_down();
+	for (unsigned i = 0; i < sizeof as_user / sizeof *as_user; i++)
+		run_as_user(i);
 	CHECK_DONE();
 }
