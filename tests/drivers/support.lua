@@ -103,7 +103,12 @@ function M.folders()
             if id then list[id] = true end
         end
     end
-    local here <close> = assert(io.popen [[ls "${FCVM_RUN:-/dev/shm/fcvm-$(id -u)}" 2>/dev/null]])
+    -- Not those of VMs of others who run here meanwhile, such as a lab.
+    local here <close> = assert(io.popen [=[
+        for f in "${FCVM_RUN:-/dev/shm/fcvm-$(id -u)}"/*; do
+            owner=$(sed -n 's/.*"owner": *\([0-9]*\).*/\1/p' "$f/vm.json" 2>/dev/null)
+            [ "${owner:-$PPID}" != "$PPID" ] || echo "$f"
+        done]=])
     add(here:read "a")
     if l1 then add(M.there "ls -d /dev/shm/fcvm-*/* 2>/dev/null || :") end
     return list
