@@ -82,7 +82,8 @@ local function operations(results, title, with_guide)
             number(many.figures[key].median), number(own_locks.figures[key].median), times(one.to_host[key].median),
             range(one.to_host[key]),
             times(one.to_libfuse[key].median), range(one.to_libfuse[key]),
-            theirs and number(theirs[2]) or nil, theirs and times(theirs[2] / theirs[1]) or nil,
+            with_guide and (theirs and number(theirs[2]) or "") or nil,
+            with_guide and (theirs and times(theirs[2] / theirs[1]) or "") or nil,
         }
     end
     return t
