@@ -31,8 +31,7 @@
 #include "fusepipe/guest/guest.h"
 #include "wire/wire.h"
 
-enum { NUMBER_SIZE = 12, MOUNT_READONLY = 1, MOUNT_PORT = 2, PORT_MS = 5000, MOUNTINFO_MAX = 4 << 20,
-	SOON_TRIES = 300 };
+enum { NUMBER_SIZE = 12, PORT_MS = 5000, MOUNTINFO_MAX = 4 << 20, SOON_TRIES = 300 };
 
 void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 {
@@ -44,7 +43,7 @@ void volume_open_mount(struct link *l, uint32_t id, struct fcvm_wire_reader *r)
 	fcvm_wire_get_bytes(r, &m, sizeof m);
 	source = fcvm_wire_get_string(r);
 	target = fcvm_wire_get_string(r);
-	if (!fcvm_wire_reader_ok(r) || *target != '/' || (m.flags & ~(MOUNT_READONLY | MOUNT_PORT)))
+	if (!fcvm_wire_reader_ok(r) || *target != '/' || (m.flags & ~(FCVM_WIRE_MOUNT_READONLY | FCVM_WIRE_MOUNT_PORT)))
 		return link_refuse(l, id, -EINVAL, "mount %s: malformed request", target);
 	if (m.readers < 1 || m.readers > FCVM_FUSE_MAX_READERS)
 		return link_refuse(l, id, -EINVAL, "mount %s: %u readers: 1 to %d there may be", target,
@@ -302,7 +301,7 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	r = listen_vsock(target, number, &vsock, err);
 	if (r < 0)
 		return r;
-	if (flags & MOUNT_PORT) {
+	if (flags & FCVM_WIRE_MOUNT_PORT) {
 		port = await_port(target, number, err);
 		if (port < 0)
 			return port;
@@ -313,7 +312,7 @@ int volume_mount(char **argv, struct fcvm_err *err)
 	sigemptyset(&term);
 	sigaddset(&term, SIGTERM);
 	sigprocmask(SIG_BLOCK, &term, NULL);
-	config.device = fcvm_fuse_mount(argv[3], target, flags & MOUNT_READONLY, err);
+	config.device = fcvm_fuse_mount(argv[3], target, flags & FCVM_WIRE_MOUNT_READONLY, err);
 	if (config.device < 0)
 		return config.device;
 	child = fork();

@@ -317,7 +317,7 @@ int fcvm_node_thaw(struct fcvm_node *n, const struct fcvm_until *until, struct f
 int fcvm_node_mount(struct fcvm_node *n, const struct fcvm_mount *m, const struct fcvm_until *until, struct fcvm_err *err)
 {
 	struct fcvm_wire_mount head = {.number = m->number,
-		.flags = (m->readonly ? 1 : 0) | (m->port ? 2 : 0),
+		.flags = (m->readonly ? FCVM_WIRE_MOUNT_READONLY : 0) | (m->port ? FCVM_WIRE_MOUNT_PORT : 0),
 		.readers = m->readers,
 		.trace_rate = m->trace_rate};
 	int k = need_agent(n, "mount a volume", err);

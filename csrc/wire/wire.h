@@ -106,9 +106,13 @@ enum fcvm_wire_op {
 /* A volume, pumped by a process of its own that listens at FCVM_FUSE_ADDRESS for the agent's connections. RESULT once that
  * is so; a look at the target waits for the host until a stream is connected to each reader. One that is given up before its
  * RESULT is undone. */
+enum fcvm_wire_mount_flags {
+	FCVM_WIRE_MOUNT_READONLY = 1,
+	FCVM_WIRE_MOUNT_PORT = 2, /* the first reader's stream is the port FCVM_WIRE_PORT_STREAM */
+};
 struct fcvm_wire_mount {
 	uint32_t number;
-	uint32_t flags;      /* 1: read-only; 2: the first reader's stream is the port FCVM_WIRE_PORT_STREAM */
+	uint32_t flags;
 	uint32_t readers;    /* 1 to 256 */
 	uint32_t trace_rate; /* every Nth request; 0: none */
 };

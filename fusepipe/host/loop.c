@@ -268,6 +268,22 @@ int stream_open(struct server *s, struct stream *st, int fd)
 	return 0;
 }
 
+void server_parts_done(struct server *s)
+{
+	sync_done(s);
+	pool_done(s);
+	lock_done(s);
+	session_close(s);
+	handles_done(s);
+	nodes_done(s);
+	for (struct replay *next; s->replays; s->replays = next) {
+		next = s->replays->next;
+		free(s->replays);
+	}
+	fcvm_close(s->shelf);
+	fcvm_close(s->sync.fd);
+}
+
 static void server_done(struct server *s)
 {
 	end_all(s);
@@ -276,27 +292,16 @@ static void server_done(struct server *s)
 		s->late->stream = NULL;
 		job_answer(s, s->late);
 	}
-	sync_done(s);
-	pool_done(s);
-	lock_done(s);
-	session_close(s);
-	handles_done(s);
-	nodes_done(s);
+	server_parts_done(s);
 	for (unsigned i = 0; s->streams && i < FCVM_FUSE_MAX_STREAMS; i++) {
 		bytes_done(&s->streams[i].in);
 		bytes_done(&s->streams[i].out);
-	}
-	for (struct replay *r = s->replays, *next; r; r = next) {
-		next = r->next;
-		free(r);
 	}
 	free(s->streams);
 	control_done(s);
 	trace_done(s);
 	count_done(s);
 	fcvm_close(s->epoll);
-	fcvm_close(s->shelf);
-	fcvm_close(s->sync.fd);
 }
 
 /* The tables, empty; takes root. */

@@ -333,6 +333,8 @@ bool control_goes_on(const struct server *s);    /* streams or not */
 /* loop.c */
 int stream_open(struct server *s, struct stream *st, int fd); /* takes fd, also on failure */
 void stream_end(struct server *s, struct stream *st);
+/* Frees what a server has beside its streams, its owner's control, traces and counters. */
+void server_parts_done(struct server *s);
 
 /* save.c, load.c */
 int state_save(struct server *s, int fd, struct fcvm_err *err);

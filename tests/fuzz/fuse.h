@@ -227,22 +227,9 @@ static inline void bare_begin(struct bare *b)
 
 static inline void bare_end(struct bare *b)
 {
-	struct server *s = &b->s;
-
-	sync_done(s);
-	pool_done(s);
-	lock_done(s);
-	session_close(s);
-	handles_done(s);
-	nodes_done(s);
-	for (struct replay *next; s->replays; s->replays = next) {
-		next = s->replays->next;
-		free(s->replays);
-	}
+	server_parts_done(&b->s);
 	bytes_done(&b->st.in);
 	bytes_done(&b->st.out);
-	fcvm_close(s->shelf);
-	fcvm_close(s->sync.fd);
 }
 
 /* Jobs are waited for, so that each input does the same each time. Then the guest hears the replies. */

@@ -192,22 +192,6 @@ static void test_races(void)
 	CHECK(stop(&g) == 0);
 }
 
-static size_t memory_of(pid_t pid)
-{
-	char path[64], line[256];
-	size_t kb = 0;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
-	f = fopen(path, "re");
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmRSS: %zu", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
 /* Requests without end and not one reply read: the server stops reading, and its memory stays what it is. */
 static void test_replies_never_read(void)
 {

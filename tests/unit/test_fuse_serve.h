@@ -20,6 +20,7 @@
 #include "check.h"
 #include "fusepipe/abi.h"
 #include "fusepipe/host/host.h"
+#include "test_fuse.h"
 
 struct guest {
 	int fd;     /* the stream that call() asks by */

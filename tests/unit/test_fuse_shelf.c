@@ -30,17 +30,6 @@ static void few_descriptors(void)
 	setrlimit(RLIMIT_NOFILE, &(struct rlimit){.rlim_cur = FEW, .rlim_max = FEW});
 }
 
-static bool has_handles(void)
-{
-	struct {
-		struct file_handle h;
-		char bytes[MAX_HANDLE_SZ];
-	} h = {.h.handle_bytes = MAX_HANDLE_SZ};
-	int mount;
-
-	return !geteuid() && !name_to_handle_at(AT_FDCWD, inside, &h.h, &mount, 0);
-}
-
 static void begin(struct server_how with, struct fcvm_fuse_volume serve)
 {
 	struct fuse_open_in in = {.flags = O_RDONLY};
@@ -143,7 +132,7 @@ static void test_root_stays(void)
 	begin((struct server_how){.first = few_descriptors}, (struct fcvm_fuse_volume){.timeout_s = 1});
 	dir = make_folder("root-stays");
 	before = descriptors_of_root();
-	CHECK(make_many(dir, SOME) == (has_handles() ? SOME : (FEW - 64) / 4 * 3 - 2));
+	CHECK(make_many(dir, SOME) == (has_handles(inside) ? SOME : (FEW - 64) / 4 * 3 - 2));
 	CHECK(before > 0 && descriptors_of_root() == before);
 	CHECK(stop(&g) == 0);
 }
@@ -173,22 +162,6 @@ static void test_refused_is_not_made(void)
 	CHECK(stop(&g) == 0);
 }
 
-static size_t memory_of(pid_t pid)
-{
-	char path[64], line[256];
-	size_t kb = 0;
-	FILE *f;
-
-	snprintf(path, sizeof path, "/proc/%d/status", pid);
-	f = fopen(path, "re");
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "VmRSS: %zu", &kb) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kb;
-}
-
 /* What a million of files that a guest knows of may cost, told by fewer. Who is not root holds each open. */
 static void test_many(uid_t uid)
 {
@@ -199,7 +172,7 @@ static void test_many(uid_t uid)
 	uint64_t dir;
 
 	CHECK(!getrlimit(RLIMIT_NOFILE, &limit));
-	if ((uid || !has_handles()) && limit.rlim_max / 2 < count)
+	if ((uid || !has_handles(inside)) && limit.rlim_max / 2 < count)
 		count = (unsigned)limit.rlim_max / 2;
 	begin((struct server_how){.uid = uid}, (struct fcvm_fuse_volume){.timeout_s = 1});
 	dir = make_folder((snprintf(name, sizeof name, "many-%u", uid), name));

@@ -14,6 +14,7 @@
 #include "check.h"
 #include "fusepipe/abi.h"
 #include "fusepipe/control.h"
+#include "test_fuse.h"
 
 enum { READERS = 2 };
 
