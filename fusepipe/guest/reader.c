@@ -20,7 +20,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,8 +33,6 @@ enum {
 	CAPACITY = 2 * FCVM_FUSE_MAX_MESSAGE,
 	CONTROL = 4096, /* behind it: what only the halves understand always has room */
 	MAPPING = CAPACITY + CONTROL,
-	PAGE = 4096,
-	READ_PAGES = 64,
 	TRACE_SIZE = sizeof(struct fuse_in_header) + sizeof(struct fcvm_fuse_trace),
 };
 
@@ -298,22 +295,6 @@ static void make_room(struct side *d)
 	}
 }
 
-/* A virtio port gives a page for each read, but one after the other to one call that wants several. */
-static ssize_t read_pages(int fd, char *to, size_t size)
-{
-	struct iovec pages[READ_PAGES];
-	int n = 0;
-
-	for (; size && n < READ_PAGES; n++) {
-		size_t some = size < PAGE ? size : PAGE;
-
-		pages[n] = (struct iovec){to, some};
-		to += some;
-		size -= some;
-	}
-	return readv(fd, pages, n);
-}
-
 /* Reads what the host has sent, as long as a message lacks its end. */
 static int take_replies(struct reader *r)
 {
@@ -324,8 +305,7 @@ static int take_replies(struct reader *r)
 		ssize_t n;
 
 		make_room(d);
-		n = d->start == d->end ? read(r->stream, d->data + d->end, CAPACITY - d->end)
-				       : read_pages(r->stream, d->data + d->end, CAPACITY - d->end);
+		n = read(r->stream, d->data + d->end, CAPACITY - d->end);
 		if (n < 0)
 			return errno == EAGAIN || errno == EINTR ? 0 : -errno;
 		if (n == 0)
